@@ -1,0 +1,44 @@
+# `make demo` and `make test` are all that is needed from a fresh clone: they make the environment first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# pytest-xdist workers; each test process computes with one thread
+WORKERS ?= 2
+
+.PHONY: demo test test-all lint types budget readme clean
+
+$(VENV)/.run: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@ $(VENV)/.run
+
+demo: $(VENV)/.run  ## the main job on the embedded model and data
+	rm -rf runs/demo
+	$(BIN)/tunefork demo --out runs/demo
+
+test: $(VENV)/.dev  ## under 12 minutes on two cores
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
+
+test-all: $(VENV)/.dev  ## everything, the long ones too
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/pyright
+
+budget: $(VENV)/.dev  ## lines in src: a file under 400, all under 12,000
+	$(BIN)/python tests/budget.py
+
+readme: $(VENV)/.dev  ## runs the README's commands
+	$(BIN)/python tests/readme/run_readme.py
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis

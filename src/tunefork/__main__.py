@@ -1,0 +1,3 @@
+from tunefork.cli import main
+
+main()

@@ -1,0 +1,317 @@
+"""The commands: parse, call, render. What they do lives in `tunefork.workflows`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tunefork import workflows
+from tunefork.cli.options import recipe_command
+from tunefork.cli.progress import Watcher
+from tunefork.cli.show import duration, interval, metrics_table, show_findings, show_plan, show_result, size
+from tunefork.export import export as export_run
+from tunefork.methods import list_methods
+from tunefork.recipe import Recipe
+from tunefork.report import write_report
+from tunefork.tasks import list_tasks
+
+app = typer.Typer(
+    help="Fine-tune language models on the machine you have, and believe the numbers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Look at rows before training on them.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Json = Annotated[bool, typer.Option("--json", help="machine-readable results alone on stdout")]
+Run = Annotated[Path, typer.Argument(help="the folder of a run")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
+
+
+def screen(machine: bool) -> Console:
+    """Where people read: stdout, or stderr when stdout is for a machine."""
+    return Console(stderr=machine, highlight=False)
+
+
+def emit(value: Any) -> None:
+    """JSON, alone on stdout."""
+    json.dump(value, sys.stdout, ensure_ascii=False, indent=2, default=_plain)
+    sys.stdout.write("\n")
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else str(value)
+
+
+@app.command()
+@recipe_command
+def train(
+    recipe: Recipe,
+    *,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest good checkpoint in --out")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="stop before the first step; write nothing")] = False,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="run this many seeds; report mean and spread")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a model on rows, measure it against baselines, keep and report it."""
+    console = screen(as_json)
+    if dry_run:
+        plan = workflows.plan_run(recipe)
+        show_plan(console, plan)
+        if as_json:
+            job = plan.job
+            emit(
+                {
+                    "recipe": job.recipe.model_dump(mode="json"),
+                    "reasons": [asdict(r) for r in job.resolved.reasons],
+                    "data": {"counts": job.counts(), "findings": [asdict(f) for f in job.findings]},
+                    "steps": job.resolved.steps,
+                    "forecast": asdict(plan.forecast),
+                }
+            )
+        if any(f.level == "error" for f in plan.job.findings):
+            raise typer.Exit(2)
+        return
+    watcher = Watcher(console)
+    if seeds > 1:
+        found = workflows.finetune_seeds(recipe, seeds, resume=resume, listener=watcher)
+        if as_json:
+            emit({"path": str(found.path), "spread": found.spread, "runs": [dict(r.result) for r in found.runs]})
+        _show_spread(console, found)
+        return
+    done = workflows.finetune(recipe, resume=resume, listener=watcher)
+    show_result(console, done.result, str(done.path))
+    if as_json:
+        emit({"path": str(done.path), **done.result})
+
+
+def _show_spread(console: Console, found: workflows.SeedsResult) -> None:
+    table = Table(title=f"{len(found.runs)} seeds", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("metric", "mean", "sd", "min", "max"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    for metric, s in found.spread.items():
+        sd = "–" if s["sd"] is None else f"{s['sd']:.3f}"
+        table.add_row(metric, f"{s['mean']:.3f}", sd, f"{s['min']:.3f}", f"{s['max']:.3f}")
+    console.print(table)
+    console.print(f"[bold]{escape(str(found.path))}[/]  seeds.json", soft_wrap=True)
+
+
+@app.command()
+@recipe_command
+def evaluate(recipe: Recipe, *, source: Path | None, as_json: Json = False) -> None:
+    """Measure a run (give its folder), or any --model as it is, on the rows of --test."""
+    console = screen(as_json)
+    model = str(source) if source is not None and workflows.is_trained(source) else recipe.model.name
+    found = workflows.evaluate(model, recipe=recipe)
+    show_findings(console, [f for f in found.findings if f.level != "info"])
+    console.print(metrics_table({model: found.metrics}))
+    console.print(f"{len(found.predictions):,} rows in {duration(found.seconds)}")
+    if as_json:
+        emit({"model": model, "test": found.metrics, "rows": len(found.predictions), "seconds": found.seconds})
+
+
+@app.command()
+@recipe_command
+def compare(
+    recipe: Recipe,
+    *,
+    methods: Annotated[
+        str | None, typer.Option("--methods", help="comma-separated adapters or method/adapter: lora,none,head")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Methods and baselines on one task in one table, each in a process of its own."""
+    console = screen(as_json)
+    names = [name.strip() for name in methods.split(",") if name.strip()] if methods else None
+    found = workflows.compare(recipe, names, on_cell=lambda name: console.print(f"[dim]{escape(name)} …[/]"))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("", found.metric, "against the best baseline", "time", "peak memory"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for cell in found.cells:
+        if cell.error is not None:
+            table.add_row(escape(cell.name), f"[yellow]{escape(cell.error)}[/]", "", "", "")
+            continue
+        versus = cell.against_best_baseline
+        difference = (
+            "" if versus is None else f"{versus['difference']:+.3f} ({versus['low']:+.3f} to {versus['high']:+.3f})"
+        )
+        figures = (interval(cell.metrics.get(found.metric)), difference, duration(cell.seconds), size(cell.peak_memory_bytes))
+        table.add_row(escape(cell.name), *figures)
+    console.print(table)
+    console.print(f"[bold]{escape(str(found.path))}[/]  comparison.json · cells/", soft_wrap=True)
+    if as_json:
+        emit({"path": str(found.path), **found.as_dict()})
+
+
+@app.command()
+def predict(
+    run: Run,
+    file: Annotated[Path, typer.Argument(help="rows; labels are not needed")],
+    out: Annotated[Path | None, typer.Option("--out", help="default: NAME.predicted.EXT beside the file")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Add prediction and probability columns to a file."""
+    console = screen(as_json)
+    found = workflows.predict(run, file, out, device=device)
+    show_findings(console, [f for f in found.findings if f.level != "info"])
+    console.print(f"{found.predicted:,} of {found.rows:,} rows predicted: [bold]{escape(str(found.path))}[/]")
+    if as_json:
+        emit({"path": str(found.path), "rows": found.rows, "predicted": found.predicted})
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="a run, a model folder, or a hub name")] = "embedded",
+    system: Annotated[str | None, typer.Option("--system", help="system message")] = None,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, max=5.0, help="0 is greedy")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="longest reply")] = 256,
+    seed: Annotated[int, typer.Option("--seed", help="of sampling")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Talk with a model in the terminal; an empty line or Ctrl-D ends it."""
+    talk = workflows.Chat(
+        model, system=system, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, device=device
+    )
+    interactive = sys.stdin.isatty()
+    while True:
+        if interactive:
+            sys.stdout.write("you> ")
+            sys.stdout.flush()
+        line = sys.stdin.readline()
+        if not line.strip():
+            return
+        if interactive:
+            sys.stdout.write("model> ")
+        for piece in talk.say(line.strip()):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+
+
+@app.command()
+def export(
+    run: Run,
+    to: Annotated[str, typer.Option("--to", help="merged, or adapter")] = "merged",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="default: RUN/export-TO")] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="auto, fp32, bf16 or fp16 of the merged weights")] = "auto",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Keep the model in a form other tools load; a merge is proven equal to what was trained."""
+    console = screen(as_json)
+    found = export_run(run, to=to, out=out, dtype=dtype, device=device)
+    console.print(found.says)
+    console.print(f"[bold]{escape(str(found.path))}[/]", soft_wrap=True)
+    if as_json:
+        emit({"path": str(found.path), "proof": found.proof})
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write RUN/report.html again."""
+    screen(False).print(escape(str(write_report(run))), soft_wrap=True)
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """The ways weights can be changed."""
+    if as_json:
+        emit([asdict(info) for info in list_methods()])
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("method", "what it does", "adapters", "memory"):
+        table.add_column(heading)
+    for info in list_methods():
+        table.add_row(info.name, f"{info.summary} ({info.paper})", ", ".join(info.adapters), info.memory)
+    screen(False).print(table)
+
+
+@app.command()
+def tasks(as_json: Json = False) -> None:
+    """The kinds of task, and the presets with their wording and metric."""
+    if as_json:
+        emit([asdict(info) for info in list_tasks()])
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("task", "kind", "metric", "what it asks", "from"):
+        table.add_column(heading)
+    for info in list_tasks():
+        table.add_row(info.name, info.kind, info.metric, escape(info.summary), escape(info.source))
+    screen(False).print(table)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="the run's folder")] = Path("runs/demo"),
+    as_json: Json = False,
+) -> None:
+    """The main job on the embedded model and data: a few minutes on two CPU cores, no network."""
+    console = screen(as_json)
+    done = workflows.demo(out, listener=Watcher(console))
+    show_result(console, done.result, str(done.path))
+    if as_json:
+        emit({"path": str(done.path), **done.result})
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Is this machine ready? Versions, devices, memory, extras, and two steps of training for real."""
+    checks = workflows.doctor()
+    if as_json:
+        emit([asdict(check) for check in checks])
+    else:
+        console = screen(False)
+        for check in checks:
+            mark = "[green]ok[/]  " if check.ok else "[red]no[/]  "
+            console.print(f"{mark}{check.name:16} {escape(check.says)}", soft_wrap=True)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+@data_app.command("check")
+@recipe_command
+def data_check(recipe: Recipe, *, as_json: Json = False) -> None:
+    """Everything that is found in the rows before training, alone."""
+    found = workflows.check_data(recipe)
+    console = screen(as_json)
+    for name, count in found.counts.items():
+        console.print(f"{name}: {count['rows']:,} rows, {count['tokens']:,} tokens")
+    show_findings(console, found.findings)
+    if as_json:
+        emit({"counts": found.counts, "findings": [asdict(f) for f in found.findings]})
+    if found.refused:
+        raise typer.Exit(2)
+
+
+@data_app.command("show")
+@recipe_command
+def data_show(
+    recipe: Recipe,
+    *,
+    row: Annotated[int, typer.Option("--row", min=0, help="which row, from 0")] = 0,
+    split: Annotated[str, typer.Option("--split", help="train, dev or test")] = "train",
+    as_json: Json = False,
+) -> None:
+    """A row as the model sees it: every token, masked or trained."""
+    shown = workflows.show_data(recipe, row=row, split=split)
+    if as_json:
+        emit([asdict(one) for one in shown])
+        return
+    console = screen(False)
+    styles = {"trained": "bold green", "candidate": "bold cyan", "cut": "strike red", "read": "bold magenta"}
+    for one in shown:
+        console.print(f"[dim]{escape(one.source)}[/]")
+        for text, token, role in one.tokens:
+            console.print(f"{token:>8}  {role:10} {escape(repr(text))}", style=styles.get(role, "dim"), soft_wrap=True)

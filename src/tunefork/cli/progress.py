@@ -1,0 +1,89 @@
+"""Progress while a run works: a live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from tunefork.cli.show import duration, number, show_plan, size
+from tunefork.train.loop import Event
+from tunefork.train.memory import anonymous_bytes
+from tunefork.workflows.finetune import Listener, Plan
+
+PLAIN_EVERY_SECONDS = 10.0
+
+
+class Watcher(Listener):
+    """Shows the plan, then steps with ETA, loss, tokens/s, memory and the last look at dev."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.steps, self.first, self.last_look, self.last_line = 0, None, "", 0.0
+        self.started, self.tokens_before = 0.0, 0
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+
+    def plan(self, plan: Plan) -> None:
+        show_plan(self.console, plan)
+        self.steps = plan.job.resolved.steps
+
+    def stage(self, text: str) -> None:
+        self._close()
+        self.console.print(f"[dim]{text} …[/]")
+
+    def event(self, event: Event) -> None:
+        if event.kind == "step":
+            self._step(event)
+        elif event.kind == "look":
+            better = " (best so far)" if event.values["better"] else ""
+            self.last_look = f"dev {event.values['metric']} {number(float(event.values['value']))}"
+            if self.bar is None:
+                self.console.print(f"step {event.step:,}: {self.last_look}{better}")
+        elif event.kind == "resume":
+            self.console.print(f"resumed at step {event.step:,}")
+            for path, why in event.values["skipped"]:
+                self.console.print(f"[yellow]skipped[/] {path}: {why}")
+            for difference in event.values["differences"]:
+                self.console.print(f"[yellow]not as before[/] {difference}; the rest may differ in the last bits")
+        elif event.kind == "stop":
+            self._close()
+
+    def _step(self, event: Event) -> None:
+        now = time.monotonic()
+        tokens = int(event.values["tokens"])
+        if self.first is None:
+            self.first, self.started, self.tokens_before, self.last_line = event.step, now, tokens, now
+            if self.console.is_terminal:
+                self._open()
+        done = event.step - self.first
+        speed = (tokens - self.tokens_before) / (now - self.started) if now > self.started and done else 0.0
+        used = anonymous_bytes()
+        memory = f" · {size(used)}" if used is not None else ""
+        look = f" · {self.last_look}" if self.last_look else ""
+        text = f"loss {event.values['loss']:.4f} · {speed:,.0f} tokens/s{memory}{look}"
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=event.step, detail=text)
+        elif now - self.last_line >= PLAIN_EVERY_SECONDS or event.step == self.steps:
+            left = (self.steps - event.step) * (now - self.started) / done if done else None
+            self.console.print(f"step {event.step:,}/{self.steps:,} · {text} · {duration(left)} left")
+            self.last_line = now
+
+    def _open(self) -> None:
+        self.bar = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[detail]}"),
+            console=self.console,
+        )
+        self.task = self.bar.add_task("training", total=self.steps, detail="")
+        self.bar.start()
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar, self.task = None, None
+        self.first = None

@@ -1,0 +1,130 @@
+"""What a person reads: plans, findings, results, tables. Numbers come from elsewhere; here they are only set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tunefork.data import Finding
+from tunefork.recipe import all_paths
+from tunefork.workflows.finetune import Plan
+
+_MARKS = {"error": "[bold red]error[/]", "warning": "[yellow]warning[/]", "info": "[dim]note[/]"}
+
+
+def size(count: float | None) -> str:
+    """Bytes in binary units: `1.5 GiB`."""
+    if count is None:
+        return "not measured"
+    for unit in ("B", "KiB", "MiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def duration(seconds: float | None) -> str:
+    """`42 s`, `3 min 5 s`, `2 h 10 min`."""
+    if seconds is None:
+        return "unknown"
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def show_plan(console: Console, plan: Plan) -> None:
+    """The resolved recipe with reasons, the rows, the findings and the forecast."""
+    job, recipe = plan.job, plan.job.recipe
+    why = {reason.path: reason.why for reason in job.resolved.reasons}
+    table = Table(title="Recipe, as it will run", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("key", style="bold", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    table.add_column("why", style="dim", overflow="fold")
+    tree = recipe.model_dump(mode="json")
+    for path, info in all_paths():
+        value: Any = tree
+        for part in path.split("."):
+            value = value[part]
+        if path in why or value != _default(info):
+            table.add_row(path, escape(_short(value)), escape(why.get(path, "given")))
+    console.print(table)
+    rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("split", "rows", "tokens", "trained tokens", "longest", "from"):
+        rows.add_column(heading, justify="left" if heading in ("split", "from") else "right")
+    for name, count in job.counts().items():
+        figures = [f"{count[key]:,}" for key in ("rows", "tokens", "trained_tokens", "longest")]
+        rows.add_row(name, *figures, escape(job.origin.get(name, "")))
+    console.print(rows)
+    show_findings(console, job.findings)
+    resolved = job.resolved
+    console.print(
+        f"{resolved.steps:,} steps ({resolved.steps / resolved.steps_per_epoch:.2g} epochs of "
+        f"{resolved.steps_per_epoch:,}); forecast: {duration(plan.forecast.seconds)} of training, "
+        f"{size(plan.forecast.memory_bytes)} of memory at the peak."
+    )
+
+
+def show_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """Errors first; each with its first rows and what to do."""
+    order = {"error": 0, "warning": 1, "info": 2}
+    for finding in sorted(findings, key=lambda f: order[f.level]):
+        where = f"{finding.split}: " if finding.split else ""
+        console.print(f"{_MARKS[finding.level]} {escape(where + finding.message)} [dim]{escape(finding.advice)}[/]")
+        if finding.level != "info":
+            for example in finding.examples[:3]:
+                console.print(f"      {escape(example)}", style="dim", soft_wrap=True)
+
+
+def show_result(console: Console, result: Mapping[str, Any], where: str) -> None:
+    """The result beside its baselines, with intervals."""
+    console.print(metrics_table({**result["baselines"], "this run": result["test"]}, result.get("metric")))
+    memory = result["peak_memory_bytes"]
+    console.print(
+        f"trained {duration(result['seconds']['train'])}, measured {duration(result['seconds']['evaluate'])}; "
+        f"peak {size(memory['value'])} ({memory['kind']}; forecast {size(memory['forecast'])})"
+    )
+    console.print(f"[bold]{escape(where)}[/]  model/ · result.json · report.html", soft_wrap=True)
+
+
+def metrics_table(columns: Mapping[str, Mapping[str, Mapping[str, Any]]], first: str | None = None) -> Table:
+    """{name: {metric: {value, low, high, n}}} with a row a name and a column a metric."""
+    metrics = list(dict.fromkeys(metric for column in columns.values() for metric in column))
+    metrics.sort(key=lambda m: m != first)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for metric in metrics:
+        table.add_column(metric, justify="right")
+    for name, column in columns.items():
+        table.add_row(escape(name), *(interval(column.get(metric)) for metric in metrics))
+    return table
+
+
+def interval(figure: Mapping[str, Any] | None) -> str:
+    """`0.861 (0.838 to 0.883)`."""
+    if figure is None:
+        return "–"
+    if figure.get("low") is None or figure.get("high") is None:
+        return f"{figure['value']:.3f}"
+    return f"{figure['value']:.3f} [dim]({figure['low']:.3f} to {figure['high']:.3f})[/]"
+
+
+def _default(info: Any) -> Any:
+    value = info.get_default(call_default_factory=True)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _short(value: Any) -> str:
+    text = number(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+    return text if len(text) <= 200 else text[:197] + "…"

@@ -1,0 +1,173 @@
+"""CSV and TSV: strict about quotes, exact about lines, and open about every guess."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Iterator, Sequence
+
+from tunefork.data.findings import Tally
+from tunefork.data.rows import Finding, Row
+from tunefork.data.values import counted, listed
+from tunefork.errors import DataError
+
+FIELD_LIMIT = 1 << 30  # characters in one field; Python's own limit of 131,072 is less than a long document
+LONG_ROW = 1_000_000
+_SNIFFED = 20  # records looked at to tell the delimiter
+_NAMES = {",": "comma", ";": "semicolon", "\t": "tab"}
+
+Record = tuple[int, list[str]]  # (first line, fields)
+
+
+def read_delimited(text: str, path: str, *, tabs: bool) -> tuple[list[Row], list[Finding]]:
+    """Rows of CSV (or, with `tabs`, TSV) text; `line` is the line a record starts on, the header being line 1.
+
+    A record with too many or too few fields is left out with a finding. Raises DataError where no row can be
+    trusted any more: a quote that is never closed, two columns of one name, no rows below the header.
+    """
+    allowed = csv.field_size_limit(FIELD_LIMIT)
+    try:
+        return _read(text, path, tabs)
+    finally:
+        csv.field_size_limit(allowed)
+
+
+def _read(text: str, path: str, tabs: bool) -> tuple[list[Row], list[Finding]]:
+    findings: list[Finding] = []
+    delimiter, quoting = ("\t" if tabs else _sniff(text)), csv.QUOTE_MINIMAL
+    if delimiter != "," and not tabs:
+        message = f"`{path}` separates its columns with a {_NAMES[delimiter]}, and was read so."
+        findings.append(Finding("info", "delimiter", message))
+    if tabs and '"' in text and _quotes_are_text(text, path):
+        quoting = csv.QUOTE_NONE
+        message = f"`{path}` does not use quotes to enclose fields; its quotes were read as text."
+        findings.append(Finding("info", "quotes-are-text", message))
+    records = _records(text, path, delimiter, quoting)
+    first = next((record for record in records if not _blank(record[1])), None)
+    if first is None:
+        raise DataError(f"`{path}` must hold rows. Received separators only.")
+    names, more = column_names(first[1], path, first[0])
+    tally, nul = Tally(), "\0" in text
+    rows: list[Row] = []
+    blanks: list[int] = []
+    for line, fields in records:
+        if _blank(fields):
+            blanks.append(line)
+            continue
+        for blank in blanks:  # blank lines at the end of a file are nothing to speak of
+            tally.add("blank-line", f"{path}:{blank}")
+        blanks.clear()
+        problem = _problem(fields, names, nul)
+        if problem:
+            tally.add("unreadable-row", f"{path}:{line}", problem)
+            continue
+        if sum(map(len, fields)) > LONG_ROW:
+            tally.add("long-row", f"{path}:{line}", f"{sum(map(len, fields)):,} characters")
+        rows.append(Row(dict(zip(names, fields, strict=False)), path, line))
+    if not rows:
+        if tally.left_out:
+            raise DataError(
+                f"`{path}` must hold readable rows. Received {counted(tally.left_out, 'row')}, none of them readable; "
+                f"the first: {tally.first()}. Try enclosing text that holds a {_NAMES[delimiter]} in double quotes."
+            )
+        raise DataError(
+            f"`{path}` must hold rows below its header. Received only a header: {listed(names)}. "
+            "Try adding rows, or a header line if this one is a row."
+        )
+    return rows, findings + more + tally.findings()
+
+
+def column_names(header: Sequence[object], path: str, line: int) -> tuple[list[str], list[Finding]]:
+    """Column names as they are used: outer spaces taken off, `column_3` where the third has no name.
+
+    Raises DataError when two columns have one name.
+    """
+    given = ["" if name is None else str(name) for name in header]
+    names = [name.strip() or f"column_{i}" for i, name in enumerate(given, 1)]
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    if twice:
+        at = [i for i, name in enumerate(names, 1) if name == twice[0]]
+        raise DataError(
+            f"{path}:{line}: column names must differ. Received `{twice[0]}` as columns {at[0]} and {at[1]}. "
+            "Try renaming one of them."
+        )
+    unnamed = [f"`{name}`" for name, raw in zip(names, given, strict=True) if not raw.strip()]
+    padded = [f"`{name}`" for name, raw in zip(names, given, strict=True) if raw.strip() and raw != name]
+    findings: list[Finding] = []
+    if unnamed:
+        message = f"{counted(len(unnamed), 'column')} of `{path}` without a name, called {', '.join(unnamed)}."
+        findings.append(Finding("info", "unnamed-column", message, len(unnamed)))
+    if padded:
+        message = f"Spaces around {counted(len(padded), 'column name')} of `{path}` taken off: {', '.join(padded)}."
+        findings.append(Finding("info", "padded-column-name", message, len(padded)))
+    return names, findings
+
+
+def _records(text: str, path: str, delimiter: str, quoting: int) -> Iterator[Record]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    line = 1
+    while True:
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(_broken(str(error), path, line, reader.line_num)) from error
+        yield line, fields
+        line = reader.line_num + 1
+
+
+def _broken(error: str, path: str, line: int, noticed: int) -> str:
+    if "unexpected end" in error:
+        what = "one that is never closed, so everything below would be swallowed"
+    elif "expected after" in error:
+        what = f"one that closes in the middle of a field (noticed on line {noticed:,})"
+    else:
+        return f"{path}:{line}: a record must be readable. Received: {error}. Try exporting the file again."
+    return (
+        f"{path}:{line}: a double quote that opens a field must close at its end. Received {what}. "
+        'Try writing quotes inside text twice (""), or exporting the file again.'
+    )
+
+
+def _blank(fields: Sequence[str]) -> bool:
+    return not any(field.strip() for field in fields)
+
+
+def _problem(fields: list[str], names: Sequence[str], nul: bool) -> str:
+    """Why a record is no row; an empty string when it is one. Blank fields past the last column do no harm."""
+    if len(fields) < len(names) or (len(fields) > len(names) and not _blank(fields[len(names) :])):
+        return f"{counted(len(fields), 'field')}, the header has {len(names)}"
+    return "holds a NUL byte" if nul and any("\0" in field for field in fields) else ""
+
+
+def _sniff(text: str) -> str:
+    """The delimiter under which the first records agree with the header; a comma where none does better."""
+    best, best_score = ",", 0
+    for delimiter in _NAMES:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        widths: list[int] = []
+        try:
+            widths.extend(len(fields) for fields in itertools.islice(reader, _SNIFFED) if fields)
+        except csv.Error:
+            pass  # said with its line when the whole file is read
+        score = sum(width == widths[0] for width in widths) if widths and widths[0] > 1 else 0
+        if score > best_score:
+            best, best_score = delimiter, score
+    return best
+
+
+def _quotes_are_text(text: str, path: str) -> bool:
+    """Whether fewer records disagree with the header when quotes mean nothing (or as few, without joining lines)."""
+
+    def disagreeing(quoting: int) -> tuple[int, int]:
+        widths = [len(fields) for _, fields in _records(text, path, "\t", quoting) if fields]
+        return sum(width != widths[0] for width in widths), len(widths)
+
+    as_text = disagreeing(csv.QUOTE_NONE)
+    try:
+        enclosing = disagreeing(csv.QUOTE_MINIMAL)
+    except DataError:
+        return True
+    return as_text[0] < enclosing[0] or (as_text[0] == enclosing[0] and as_text[1] > enclosing[1])

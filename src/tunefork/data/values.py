@@ -1,0 +1,108 @@
+"""Single values: what counts as missing, when two labels are the same, and how a value is shown in a message."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import math
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_WHOLE = re.compile(r"([+-]?\d+)\.0+")
+_MISSING = {"", "nan", "#n/a"}
+
+
+def label_text(value: object) -> str | None:
+    """A label as the text it is compared by; None where there is none.
+
+    Missing are None, a float NaN, blank text, and the texts `nan` and `#N/A` that spreadsheets and data frames write.
+    Whole numbers lose their `.0` (`1`, `1.0` and `"1.0"` are `1`), truth values are `true` and `false` in whichever
+    case they came, other text keeps its case and loses outer spaces. Lists and objects are no labels: None.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        return str(int(value)) if value.is_integer() else repr(value)
+    if not isinstance(value, str):
+        return None
+    text = value.strip()
+    lower = text.lower()
+    if lower in _MISSING:
+        return None
+    if lower in ("true", "false"):
+        return lower
+    whole = _WHOLE.fullmatch(text)
+    return str(int(whole[1])) if whole else text
+
+
+def is_blank(value: object) -> bool:
+    """None, NaN, or text of spaces only."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def plain_text(value: object) -> str | None:
+    """A value as text to be read or written by a model: text as it is, numbers and truth values as JSON has them.
+
+    None for what is no text: None, NaN, lists, objects.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) or (isinstance(value, float) and not math.isnan(value)):
+        return repr(value)
+    return None
+
+
+def json_value(value: Any) -> Any:
+    """The same value in JSON's types. Dates become ISO 8601 text, decimals numbers, UTF-8 bytes text.
+
+    Raises TypeError for what has no such form (images, audio, bytes that are not text).
+    """
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): json_value(inner) for key, inner in value.items()}
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise TypeError(f"{len(value)} bytes that are not text") from error
+    if isinstance(value, Sequence):
+        return [json_value(inner) for inner in value]
+    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, datetime.timedelta | uuid.UUID):
+        return str(value)
+    raise TypeError(f"a value of type {type(value).__name__}")
+
+
+def is_date(value: object) -> bool:
+    return isinstance(value, datetime.date | datetime.time)
+
+
+def shorten(text: object, limit: int = 80) -> str:
+    """One line of at most `limit` characters for a message."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def listed(names: Sequence[object], limit: int = 12) -> str:
+    """``a`, `b`, `c` and 9 more`."""
+    shown = ", ".join(f"`{shorten(name, 40)}`" for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"

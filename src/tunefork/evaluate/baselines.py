@@ -1,0 +1,284 @@
+"""What any fine-tuned model must beat, on the same rows: from always saying one label to the untrained model itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from tunefork.errors import DataError, UnsupportedError, did_you_mean
+from tunefork.evaluate import linear
+from tunefork.evaluate.demonstrations import SEPARATOR, choose_demonstrations, with_demonstrations
+from tunefork.evaluate.features import frozen_features
+from tunefork.evaluate.harness import candidate_prediction, nothing, predict_examples
+from tunefork.evaluate.summary import Value, measure
+from tunefork.metrics import lead_n
+from tunefork.recipe.schema import EvaluateSection
+from tunefork.render import Renderer
+from tunefork.tasks import Example, Prediction, Task
+
+Says = tuple[list[Prediction], int, list[str]]
+"""Predictions in the order of the rows, rows that went through the model, and notes."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineInfo:
+    """A baseline as the registry lists it."""
+
+    name: str
+    summary: str
+    forms: tuple[str, ...]  # of tasks it fits
+    needs_model: bool
+    metric: str = ""  # it fits only tasks that have a metric whose name starts so
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineResult:
+    """What a baseline said about the test rows, and what that cost."""
+
+    predictions: Sequence[Prediction]
+    metrics: Mapping[str, Value]
+    seconds: float
+    rows_forwarded: int  # rows x forward passes, as training counts them
+    notes: Sequence[str] = field(default=())
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    task: Task
+    renderer: Renderer
+    train: Sequence[Example]
+    dev: Sequence[Example]
+    test: Sequence[Example]
+    model: Callable[[], torch.nn.Module]
+    section: EvaluateSection
+    seed: int
+    device: torch.device
+    tokens_per_batch: int
+    check: Callable[[], None]
+    compute: Callable[[], AbstractContextManager[object]]
+
+
+def list_baselines() -> list[BaselineInfo]:
+    """Every baseline, cheapest first."""
+    return [info for info, _ in _REGISTRY.values()]
+
+
+def fitting_baselines(task: Task) -> tuple[str, ...]:
+    """Names of the baselines that fit the task, cheapest first."""
+    return tuple(info.name for info in list_baselines() if _misfit(info, task) is None)
+
+
+def check_baselines(names: Sequence[str], task: Task) -> None:
+    """Raises UnsupportedError for the first name that is unknown or does not fit the task. Loads nothing."""
+    for name in names:
+        if name not in _REGISTRY:
+            raise UnsupportedError(
+                f"`evaluate.baselines` must be among {', '.join(_REGISTRY)}. Received {name!r}."
+                + did_you_mean(name, _REGISTRY)
+            )
+        misfit = _misfit(_REGISTRY[name][0], task)
+        if misfit is not None:
+            others = ", ".join(fitting_baselines(task)) or "none"
+            raise UnsupportedError(f"Baseline `{name}` {misfit}. Try one that fits: {others}.")
+
+
+def run_baselines(
+    names: Sequence[str],
+    *,
+    task: Task,
+    renderer: Renderer,
+    train: Sequence[Example],
+    dev: Sequence[Example],
+    test: Sequence[Example],
+    model_provider: Callable[[], torch.nn.Module],
+    section: EvaluateSection,
+    seed: int,
+    device: torch.device,
+    tokens_per_batch: int,
+    check: Callable[[], None] = nothing,
+    compute: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> dict[str, BaselineResult]:
+    """Each named baseline on `test`: learned from `train` alone, settings chosen on `dev`, deterministic in `seed`.
+
+    `model_provider` is called at most once, when the first baseline needs the untrained model; loading is not
+    counted in its seconds. Empty without test rows. Raises UnsupportedError as `check_baselines` does.
+    """
+    check_baselines(names, task)
+    loaded: list[torch.nn.Module] = []
+
+    def model() -> torch.nn.Module:
+        if not loaded:
+            loaded.append(model_provider())
+        return loaded[0]
+
+    inputs = _Inputs(task, renderer, train, dev, test, model, section, seed, device, tokens_per_batch, check, compute)
+    results: dict[str, BaselineResult] = {}
+    for name in names if test else ():
+        check()
+        info, say = _REGISTRY[name]
+        if info.needs_model:
+            model()
+        started = time.perf_counter()
+        predictions, forwarded, notes = say(inputs)
+        seconds = time.perf_counter() - started
+        results[name] = BaselineResult(
+            predictions, measure(task, predictions, section, seed), seconds, forwarded, tuple(notes)
+        )
+    return results
+
+
+def _majority(inputs: _Inputs) -> Says:
+    golds = [e.gold for e in inputs.train if e.gold is not None]
+    if not golds:
+        raise DataError("Baseline `majority` needs a labelled training row. Received none. Try another baseline.")
+    width = max(len(_names(inputs.task, e)) for e in [*inputs.train, *inputs.test])
+    counts = np.bincount(golds, minlength=width).astype(np.float64)
+    predictions = []
+    for example in inputs.test:
+        own = counts[: len(_names(inputs.task, example))]
+        shares = own / own.sum() if own.sum() else np.full(len(own), 1 / len(own))
+        predictions.append(candidate_prediction(inputs.task, example, shares))
+    best = int(counts.argmax())
+    said = inputs.task.labels[best] if inputs.task.labels else f"candidate {best + 1}"
+    return predictions, 0, [f"Always {said}: {counts[best] / counts.sum():.1%} of train."]
+
+
+def _tfidf(inputs: _Inputs) -> Says:
+    train, dev = _labelled(inputs.train), _labelled(inputs.dev)
+    counts = linear.word_counts(*([_text(e) for e in part] for part in (train, dev, inputs.test)))
+    if counts is None:
+        predictions, _, notes = _majority(inputs)
+        return predictions, 0, ["No words in the training texts, so it says what majority says.", *notes]
+    return *_linear(inputs, train, dev, counts, linear.TFIDF_C, 0),
+
+
+def _probe(inputs: _Inputs) -> Says:
+    train, dev = _labelled(inputs.train), _labelled(inputs.dev)
+    everything = [*train, *dev, *inputs.test]
+    features = frozen_features(
+        inputs.model(),
+        [inputs.renderer.text_ids(_text(e)) for e in everything],
+        pad=inputs.renderer.pad,
+        device=inputs.device,
+        tokens_per_batch=inputs.tokens_per_batch,
+        compute=inputs.compute,
+        check=inputs.check,
+    )
+    a, b = len(train), len(train) + len(dev)
+    scaled = linear.standardised(features[:a], features[a:b], features[b:])
+    return _linear(inputs, train, dev, scaled, linear.PROBE_C, len(everything))
+
+
+def _linear(
+    inputs: _Inputs,
+    train: Sequence[Example],
+    dev: Sequence[Example],
+    features: Sequence[object],
+    grid: Sequence[float],
+    forwarded: int,
+) -> Says:
+    task = inputs.task
+
+    def score(probabilities: np.ndarray) -> float:
+        said = [candidate_prediction(task, e, p) for e, p in zip(dev, probabilities, strict=True)]
+        choosing = task.statistics(said)[0]
+        value = choosing(np.arange(len(said)))
+        return value if choosing.higher_is_better else -value
+
+    probabilities, note = linear.classify(
+        features[0],
+        np.array([e.gold for e in train], dtype=np.int64),
+        features[1] if dev else None,
+        features[2],
+        n_classes=len(task.labels),
+        grid=grid,
+        score=score,
+        seed=inputs.seed,
+        check=inputs.check,
+    )
+    predictions = [candidate_prediction(task, e, p) for e, p in zip(inputs.test, probabilities, strict=True)]
+    return predictions, forwarded, [note]
+
+
+def _zero_shot(inputs: _Inputs) -> Says:
+    return _ask(inputs, inputs.test), len(inputs.test), []
+
+
+def _in_context(inputs: _Inputs) -> Says:
+    wanted = inputs.section.demonstrations
+    chosen = choose_demonstrations(inputs.task, inputs.train, inputs.test, wanted, inputs.seed)
+    asked, left_out, rows_short = [], 0, 0
+    for example in inputs.test:
+        kept = list(chosen)
+        while kept and inputs.renderer.prompt(with_demonstrations(example, kept)).cut:
+            kept.pop(0)
+        left_out += len(chosen) - len(kept)
+        rows_short += len(kept) < len(chosen)
+        asked.append(with_demonstrations(example, kept))
+    notes = [f"{len(chosen)} demonstrations from train: {', '.join(e.source for e in chosen)}."]
+    if len(chosen) < wanted:
+        notes.append(f"{wanted} were asked for; train has no more that are answered and not asked.")
+    if left_out:
+        notes.append(f"{left_out} did not fit in {rows_short} of {len(asked)} rows and were left out, the first ones first.")
+    stop = () if any(SEPARATOR in (e.answer or "") for e in chosen) else (SEPARATOR,)
+    return _ask(inputs, asked, stop), len(asked), notes
+
+
+def _lead3(inputs: _Inputs) -> Says:
+    predictions = [
+        Prediction(e.source, lead_n(_text(e), 3), e.answer, references=e.references, group=e.group) for e in inputs.test
+    ]
+    return predictions, 0, []
+
+
+def _ask(inputs: _Inputs, examples: Sequence[Example], stop: Sequence[str] = ()) -> list[Prediction]:
+    return predict_examples(
+        inputs.model(),
+        inputs.task,
+        inputs.renderer,
+        examples,
+        device=inputs.device,
+        tokens_per_batch=inputs.tokens_per_batch,
+        check=inputs.check,
+        compute=inputs.compute,
+        more_stops=stop,
+    )
+
+
+def _labelled(examples: Sequence[Example]) -> list[Example]:
+    return [e for e in examples if e.gold is not None]
+
+
+def _text(example: Example) -> str:
+    return example.text or example.prompt
+
+
+def _names(task: Task, example: Example) -> Sequence[str]:
+    return task.labels or example.candidates
+
+
+def _misfit(info: BaselineInfo, task: Task) -> str | None:
+    if task.form not in info.forms:
+        return f"fits tasks of the form {', '.join(info.forms)}, and {task.info.name} has the form {task.form}"
+    if info.metric and not any(m.startswith(info.metric) for m in task.metrics):
+        return f"is for tasks measured by {info.metric}, and {task.info.name} is measured by {', '.join(task.metrics)}"
+    return None
+
+
+_LABELLED, _ASKED = ("verbalizer", "head"), ("verbalizer", "choice", "text")
+_REGISTRY: dict[str, tuple[BaselineInfo, Callable[[_Inputs], Says]]] = {
+    info.name: (info, say)
+    for info, say in (
+        (BaselineInfo("majority", "Always the most frequent answer of train.", (*_LABELLED, "choice"), False), _majority),
+        (BaselineInfo("lead3", "The first three sentences.", ("text",), False, metric="rouge"), _lead3),
+        (BaselineInfo("tfidf", "Logistic regression on TF-IDF of word 1-grams and 2-grams.", _LABELLED, False), _tfidf),
+        (BaselineInfo("zero_shot", "The untrained model, asked the same.", (*_ASKED, "chat"), True), _zero_shot),
+        (BaselineInfo("in_context", "The untrained model, shown answered rows first.", _ASKED, True), _in_context),
+        (BaselineInfo("probe", "Logistic regression on the untrained model's features.", _LABELLED, True), _probe),
+    )
+}

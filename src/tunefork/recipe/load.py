@@ -1,0 +1,198 @@
+"""A Recipe from YAML, from flags, from `--set path=value`, or from all of them; later ones win."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from tunefork.errors import MissingFileError, RecipeError, did_you_mean
+from tunefork.recipe.schema import Recipe
+
+ALIASES: dict[str, str] = {
+    "model": "model.name",
+    "task": "task.name",
+    "train": "data.train",
+    "dev": "data.dev",
+    "test": "data.test",
+    "text-field": "data.fields.text",
+    "label-field": "data.fields.label",
+    "labels": "data.labels",
+    "layout": "data.layout",
+    "method": "train.method",
+    "adapter": "adapter.name",
+    "form": "task.form",
+    "prompt": "task.prompt",
+    "epochs": "train.epochs",
+    "max-steps": "train.max_steps",
+    "learning-rate": "train.learning_rate",
+    "batch-size": "train.batch_size",
+    "max-length": "model.max_length",
+    "device": "model.device",
+    "dtype": "model.dtype",
+    "out": "out",
+    "seed": "seed",
+}
+"""Flag -> recipe path. Every other path is reached with `--set path=value`."""
+
+
+def load_recipe(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe in the YAML file at `path` with `overrides` ({"train.learning_rate": 1e-4}) laid over it.
+
+    Raises MissingFileError, or RecipeError naming each key that is unknown or out of range.
+    """
+    tree = _read_yaml(Path(path)) if path is not None else {}
+    for dotted, value in (overrides or {}).items():
+        _set(tree, dotted, value)
+    return make_recipe(tree)
+
+
+def make_recipe(tree: Mapping[str, Any]) -> Recipe:
+    """A Recipe from nested mappings; pydantic's complaints become sentences."""
+    if "task" not in tree:
+        _fail(["`task` must be given: classification, choice, generation, chat, scoring or a preset. Try --task sst2"])
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        _fail([_sentence(dict(e)) for e in error.errors()])
+
+
+def parse_sets(assignments: Sequence[str]) -> dict[str, Any]:
+    """`["train.epochs=3", "adapter.rank=8"]` as overrides; values are YAML."""
+    overrides: dict[str, Any] = {}
+    for assignment in assignments:
+        path, equals, value = assignment.partition("=")
+        if not equals or not path.strip():
+            _fail([f"--set must look like path=value. Received {assignment!r}. Try --set train.epochs=3"])
+        overrides[path.strip()] = parse_value(value)
+    return overrides
+
+
+def parse_value(text: str) -> Any:
+    """One flag's value: YAML, except that text YAML cannot read stays text."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return text
+
+
+def parse_labels(text: str) -> dict[str, str]:
+    """`"0=bad,1=good"` as {"0": "bad", "1": "good"}."""
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not pairs or any(not equals or not name.strip() for _, equals, name in pairs):
+        _fail([f"--labels must look like value=name,value=name. Received {text!r}. Try --labels '0=bad,1=good'"])
+    return {value.strip(): name.strip() for value, _, name in pairs}
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML that `load_recipe` reads back to an equal one."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def all_paths(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, pydantic field) of every leaf of the recipe, in order."""
+    for name, info in model.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from all_paths(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", info
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's reading of scalars (`yes` is a word, `1e-4` is a number); a key given twice is an error."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, regexp) for tag, regexp in resolvers if tag not in ("tag:yaml.org,2002:bool",)]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = str(getattr(key_node, "value", ""))
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(None, None, f"key `{key}` is given twice (line {line})", None)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        path = path / "recipe.yaml"
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        raise MissingFileError(
+            f"The recipe must be a YAML file. Received {str(path)!r}, which is not there."
+            + did_you_mean(path.name, siblings)
+        ) from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"The recipe must be UTF-8 text. Received {str(path)!r}: {error}.") from None
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise RecipeError(f"The recipe must be valid YAML. Received {str(path)!r}: {problem}{where}.") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"The recipe must be a mapping (key: value). Received {type(tree).__name__} in {str(path)!r}.")
+    return tree
+
+
+def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, leaf = dotted.split(".")
+    for depth, name in enumerate(parents):
+        below = tree.get(name)
+        if isinstance(below, str) and depth == 0:  # `model: folder` written short
+            below = {"name": below}
+        if below is not None and not isinstance(below, dict):
+            _fail([f"`{dotted}` cannot be set: `{name}` is not a section"])
+        tree[name] = below = dict(below or {})
+        tree = below
+    tree[leaf] = value
+
+
+def _sentence(error: dict[str, Any]) -> str:
+    location = [str(part) for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+    path = ".".join(part for part in location if part not in ("constrained-int", "constrained-float", "literal['auto']"))
+    known = dict(all_paths())
+    if error["type"] == "extra_forbidden":
+        parent = path.rpartition(".")[0]
+        inside = {p[len(parent) + 1 if parent else 0 :].split(".")[0] for p in known if p.startswith(parent)}
+        hint = did_you_mean(path.rpartition(".")[2], inside)
+        elsewhere = [p for p in known if p.rpartition(".")[2] == path.rpartition(".")[2]]
+        if not hint and elsewhere:
+            hint = f" Did you mean `{elsewhere[0]}`?"
+        return f"`{path}` is not a key of the recipe.{hint or ' See docs/recipe.md for all keys.'}"
+    leaf = max((p for p in known if path == p or path.startswith(p + ".")), key=len, default=path)
+    received = error.get("input")
+    if error["type"] == "missing":
+        return f"`{path}` must be given"
+    hint = ""
+    options = re.findall(r"'([^']+)'", error["msg"]) if error["type"] == "literal_error" else []
+    if options and isinstance(received, str):
+        hint = did_you_mean(received, options)
+    message = error["msg"].replace("Input should be", "must be").replace("Value error, ", "")
+    description = known[leaf].description if leaf in known else ""
+    return f"`{leaf}` {message[0].lower()}{message[1:]}. Received {received!r}.{hint}" + (
+        f" ({description})" if description and not hint else ""
+    )
+
+
+def _fail(problems: Sequence[str]) -> NoReturn:
+    unique = list(dict.fromkeys(problems))
+    raise RecipeError("\n".join(p if p.endswith((".", "?", ")")) else p + "." for p in unique))

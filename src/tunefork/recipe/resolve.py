@@ -1,0 +1,147 @@
+"""Fills every `auto` of a recipe from what is known of model, data and machine, and keeps the reason for each."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from tunefork.recipe.schema import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What the automatic values depend on."""
+
+    model_kind: str
+    parameters: int
+    max_positions: int
+    device: str  # "cpu", "cuda", "mps"
+    dtype: str  # "fp32", "bf16", "fp16", as chosen for the device
+    dtype_reason: str
+    kind_reason: str
+    form: str  # verbalizer, choice, head, text, chat
+    train_rows: int
+    longest: int  # tokens of the longest rendered row of any split
+    sequences_per_row: int  # 1, or the number of candidates that are sequences of their own
+    has_dev: bool
+    quantized: bool
+    checkpointing_needed: bool  # the forecast without activation checkpointing does not fit
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why an automatic value is what it is."""
+
+    path: str
+    value: Any
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A recipe without a single `auto`, the reasons, and the step counts that follow from it."""
+
+    recipe: Recipe
+    reasons: tuple[Reason, ...]
+    steps: int
+    steps_per_epoch: int
+
+
+def resolve(recipe: Recipe, now: Situation) -> Resolved:
+    """Every `auto` replaced. The same recipe and situation always give the same values."""
+    reasons: list[Reason] = []
+    tree = recipe.model_dump()
+
+    def fill(path: str, value: Any, why: str) -> Any:
+        """Sets the value if it was automatic; returns what holds."""
+        section, _, name = path.partition(".")
+        if tree[section][name] == "auto":
+            tree[section][name] = value
+            reasons.append(Reason(path, value, why))
+        return tree[section][name]
+
+    fill("model.kind", now.model_kind, now.kind_reason)
+    fill("model.device", now.device, {"cpu": "no accelerator found"}.get(now.device, f"{now.device} found"))
+    fill("model.dtype", now.dtype, now.dtype_reason)
+    fill("model.max_length", min(_round_up(now.longest, 8), now.max_positions), _length_reason(now))
+
+    adapter = fill("adapter.name", *_adapter(now))
+    rank = tree["adapter"]["rank"]
+    if adapter in ("lora", "qlora", "dora"):
+        fill("adapter.alpha", float(2 * rank), "2 x rank")
+    else:
+        fill("adapter.alpha", float(2 * rank), f"not used by adapter {adapter}")
+
+    fill("train.learning_rate", *_learning_rate(adapter, now.parameters))
+    batch = fill("train.batch_size", min(16, now.train_rows), "16 rows, or all of them when there are fewer")
+    budget = 4096 if now.device == "cpu" else 16384
+    rows = max(1, budget // max(1, now.longest * now.sequences_per_row))
+    micro = min(batch, 2 ** int(math.log2(rows)))
+    fill("train.micro_batch_size", micro, f"at most {budget} padded tokens a forward pass")
+    per_epoch = math.ceil(now.train_rows / batch)
+    epochs = fill("train.epochs", *_epochs(per_epoch, tree["train"]["max_steps"]))
+    steps = max(1, round(epochs * per_epoch))
+    if tree["train"]["max_steps"] is not None:
+        steps = min(steps, tree["train"]["max_steps"])
+    look = max(1, steps // 10)
+    fill("train.evaluate_every", look, "ten looks at dev a run" if now.has_dev else "no dev rows: never used")
+    fill("train.save_every", max(look, 10), "with every look at dev, at least ten steps apart")
+    fill(
+        "train.activation_checkpointing",
+        now.checkpointing_needed,
+        "the forecast without it does not fit the memory there is" if now.checkpointing_needed else "memory suffices",
+    )
+    fill("evaluate.baselines", _baselines(now.form), f"those that fit the form {now.form}")
+    return Resolved(Recipe.model_validate(tree), tuple(reasons), steps, per_epoch)
+
+
+def _adapter(now: Situation) -> tuple[str, str]:
+    if now.quantized:
+        return "qlora", "the model is stored in 4 bits"
+    if now.parameters < 200_000_000:
+        return "none", f"{now.parameters / 1e6:.0f}M parameters: training all of them is cheap"
+    return "lora", f"{now.parameters / 1e9:.1f}G parameters: far less memory than training all of them"
+
+
+def _learning_rate(adapter: str, parameters: int) -> tuple[float, str]:
+    """Rules of thumb: smaller models bear larger steps; adapters ten times what full training does."""
+    size = f"{parameters / 1e6:.0f}M parameters"
+    if adapter == "none":
+        return _two_digits(min(1e-3, max(1e-5, 5e-5 * math.sqrt(1e8 / parameters)))), f"full training, {size}"
+    if adapter == "head":
+        return 5e-3, "a head on frozen features"
+    if adapter == "prefix":
+        return 1e-2, "prefixes need large steps"
+    return _two_digits(min(3e-3, max(1e-4, 2e-4 * (1e9 / parameters) ** (1 / 3)))), f"{adapter}, {size}"
+
+
+def _epochs(per_epoch: int, max_steps: int | None) -> tuple[float, str]:
+    if max_steps is not None:
+        return float(math.ceil(max_steps / per_epoch)), "as many as max_steps needs"
+    epochs = min(10, max(3, math.ceil(300 / per_epoch)))
+    return float(epochs), "3 to 10: enough for about 300 steps"
+
+
+def _baselines(form: str) -> tuple[str, ...]:
+    if form == "head":
+        return ("majority", "tfidf", "probe")
+    if form == "verbalizer":
+        return ("majority", "tfidf", "zero_shot", "in_context", "probe")
+    if form == "choice":
+        return ("majority", "zero_shot", "in_context")
+    return ("zero_shot", "in_context", "lead3") if form == "text" else ("zero_shot",)
+
+
+def _length_reason(now: Situation) -> str:
+    if now.longest > now.max_positions:
+        return f"the model's limit; the longest row has {now.longest} tokens"
+    return f"the longest row has {now.longest} tokens"
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return max(multiple, math.ceil(n / multiple) * multiple)
+
+
+def _two_digits(x: float) -> float:
+    return float(f"{x:.1e}")

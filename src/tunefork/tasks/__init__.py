@@ -1,0 +1,20 @@
+"""What is asked of the model: classification, choice, generation, chat and scoring; presets are data."""
+
+from tunefork.tasks.base import Example, Message, Prediction, Statistic, Task, TaskInfo
+from tunefork.tasks.build import build_examples, list_tasks, make_task
+from tunefork.tasks.loss import normalised_scores, row_losses, row_scores
+
+__all__ = [
+    "Example",
+    "Message",
+    "Prediction",
+    "Statistic",
+    "Task",
+    "TaskInfo",
+    "build_examples",
+    "list_tasks",
+    "make_task",
+    "normalised_scores",
+    "row_losses",
+    "row_scores",
+]

@@ -1,0 +1,102 @@
+"""What is asked of a model: a task turns rows into examples, and model outputs into predictions and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from tunefork.data.rows import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat. `trained` is false for turns the loss must skip (`weight: 0`)."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    trained: bool = True
+    extra: Mapping[str, Any] | None = None  # tool_calls, name … as the template wants them
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row as a question to the model. Exactly one of candidates, answer, messages carries what is learned."""
+
+    source: str  # "train.csv:12"
+    prompt: str = ""  # text before the answer (unused by chat)
+    text: str = ""  # the bare text, for word-count baselines and classification heads
+    candidates: tuple[str, ...] = ()  # texts the answer is chosen from, as they follow the prompt
+    gold: int | None = None  # index of the right candidate; None when the row carries no label
+    answer: str | None = None  # text to be generated
+    references: tuple[str, ...] = ()  # acceptable answers, for the metrics
+    golds: tuple[int, ...] = ()  # every acceptable candidate, where there are several (ReCoRD)
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+    group: str = ""  # rows of one group are resampled together
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the model said about one row."""
+
+    source: str
+    predicted: str  # label name, candidate text, or generated text
+    gold: str | None
+    index: int | None = None  # predicted candidate
+    gold_index: int | None = None
+    probabilities: tuple[float, ...] = ()  # over the candidates, sums to 1
+    loss: float | None = None  # mean nats a token of the right answer, where it was computed
+    stopped: bool | None = None  # generation: ended by itself
+    golds: tuple[int, ...] = ()
+    references: tuple[str, ...] = ()
+    group: str = ""
+
+
+class Statistic(Protocol):
+    """A metric that can be recomputed on any resample of its rows."""
+
+    name: str
+    higher_is_better: bool
+
+    def __call__(self, rows: np.ndarray) -> float:
+        """Value on the rows with these indices (repeats allowed)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """A task kind or preset as the registry lists it."""
+
+    name: str
+    kind: str
+    summary: str
+    metric: str
+    source: str = ""  # paper or data set the wording comes from
+
+
+class Task(Protocol):
+    """One task bound to one recipe and, where it has labels, to their names."""
+
+    info: TaskInfo
+    labels: tuple[str, ...]  # names shown to the model, in order; empty for choice, generation and chat
+    form: Literal["verbalizer", "choice", "head", "text", "chat"]
+    objective: Literal["candidates", "answer"]
+    metric: str  # chooses the best checkpoint
+    metrics: tuple[str, ...]
+    stop: tuple[str, ...]
+    max_new_tokens: int
+
+    def rows(self, rows: Sequence[Row]) -> list[Row]:
+        """Rows as the task counts them: nested lists (MultiRC, ReCoRD) are unrolled, one row a question."""
+        ...
+
+    def example(self, row: Row) -> Example:
+        """Raises DataError naming file, line and column when the row cannot be used."""
+        ...
+
+    def statistics(self, predictions: Sequence[Prediction]) -> list[Statistic]:
+        """The task's metrics over these predictions, the choosing one first."""
+        ...

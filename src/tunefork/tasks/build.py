@@ -1,0 +1,84 @@
+"""From a recipe to a task, and from rows to examples, with a finding for every row that cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tunefork.data.findings import refuse_above
+from tunefork.data.rows import Finding, Row
+from tunefork.data.values import counted
+from tunefork.errors import DataError
+from tunefork.recipe.schema import DataSection, ModelKind, TaskSection
+from tunefork.tasks.base import Example, Task, TaskInfo
+from tunefork.tasks.chat import ChatTask
+from tunefork.tasks.choice import ChoiceTask
+from tunefork.tasks.labelled import LabelledTask, find_labels
+from tunefork.tasks.spec import find_spec, list_specs
+from tunefork.tasks.text import TextTask
+
+_SHOWN = 5
+
+
+def list_tasks() -> list[TaskInfo]:
+    """Every kind, then every preset."""
+    return [TaskInfo(s.name, s.kind, s.summary, s.metrics[0], s.source) for s in list_specs()]
+
+
+def make_task(
+    section: TaskSection,
+    data: DataSection,
+    model_kind: ModelKind,
+    rows: Sequence[Row],
+    labels: Sequence[str] | None = None,
+) -> Task:
+    """The task `section.name` for this kind of model. Label names come from `labels` (a trained model's), from
+    `data.labels`, from the preset, or from `rows` (the training rows), in this order.
+
+    Raises RecipeError for an unknown task, DataError when labels are needed and cannot be found.
+    """
+    spec = find_spec(section)
+    if spec.kind in ("classification", "scoring"):
+        names, mapping = find_labels(spec, rows, data.labels or ({n: n for n in labels} if labels else None))
+        if labels is not None:
+            names = tuple(labels)
+        return LabelledTask(spec, section, model_kind, names, mapping)
+    if spec.kind == "choice":
+        return ChoiceTask(spec, section)
+    return ChatTask(spec) if spec.kind == "chat" else TextTask(spec, section)
+
+
+def build_examples(
+    task: Task, rows: Sequence[Row], section: DataSection, *, labelled: bool
+) -> tuple[list[Example], list[Finding]]:
+    """An example a usable row. With `labelled`, a row without its answer is unusable too.
+
+    Unusable rows are counted and named in the findings, which are errors where they exceed `section.max_unusable`.
+    """
+    examples: list[Example] = []
+    bad: list[str] = []
+    parts = task.rows(rows)
+    for row in parts:
+        try:
+            example = task.example(row)
+        except DataError as error:
+            bad.append(str(error))
+            continue
+        if labelled and not _answered(example):
+            bad.append(f"{row.source}: no label or answer")
+        else:
+            examples.append(example)
+    if not bad:
+        return examples, []
+    finding = Finding(
+        "warning",
+        "unusable-row",
+        f"{counted(len(bad), 'row')} left out: the task cannot use them.",
+        len(bad),
+        tuple(bad[:_SHOWN]),
+        "Mend these rows, or name the right columns with --text-field, --label-field or --set data.fields.NAME=COLUMN.",
+    )
+    return examples, refuse_above([finding], {"unusable-row"}, len(parts), section.max_unusable, "max_unusable")
+
+
+def _answered(example: Example) -> bool:
+    return example.gold is not None or example.answer is not None or any(m.role == "assistant" for m in example.messages)

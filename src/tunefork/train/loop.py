@@ -1,0 +1,205 @@
+"""The training loop, to be read top to bottom. It knows steps, looks at dev and checkpoints; not which method it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tunefork.errors import Interrupted, RunError
+from tunefork.methods.base import Method, RowLosses
+from tunefork.models import load_trainable_state, trainable_state
+from tunefork.recipe import Recipe
+from tunefork.render import Rendered, Renderer
+from tunefork.run import RunFolder
+from tunefork.train.checkpoint import Loaded, environment, environment_differences, load_step, save_checkpoint
+from tunefork.train.interrupt import Interrupt
+from tunefork.train.sampler import Sampler, micro_batches
+from tunefork.train.schedule import learning_rate
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look at dev: the choosing metric, and everything else that was computed."""
+
+    step: int
+    metric: str
+    value: float
+    better: bool  # than every look before
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something a listener may show or log."""
+
+    kind: str  # "resume", "step", "look", "checkpoint", "stop"
+    step: int
+    values: Mapping[str, Any]
+
+
+@dataclass
+class Progress:
+    """What the loop carries from step to step, and a checkpoint keeps."""
+
+    step: int = 0
+    forwards: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_step: int | None = None
+    best_value: float | None = None
+    looks_without_better: int = 0
+    looked_at: int = 0  # last step whose look is done
+    curve: list[dict[str, Any]] = field(default_factory=list)  # the looks, for the report
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """How training ended. The model holds the best weights, or the last ones if the recipe says so."""
+
+    progress: Progress
+    stopped_early: bool
+    weights_from: int  # step
+    notes: tuple[str, ...]
+
+
+def train(
+    *,
+    run: RunFolder,
+    recipe: Recipe,
+    steps: int,
+    model: torch.nn.Module,
+    method: Method,
+    loss: RowLosses,
+    renderer: Renderer,
+    rows: Sequence[Rendered],
+    look: Callable[[torch.nn.Module, Interrupt], tuple[str, float, bool, Mapping[str, float]]] | None,
+    resume: Loaded | None,
+    on_event: Callable[[Event], None],
+    interrupt: Interrupt,
+) -> TrainResult:
+    """Trains `model` in place for `steps` steps over `rows`.
+
+    `look(model, interrupt)` returns (metric name, value, higher is better, all metrics) on dev, or is None when
+    there is no dev set. Raises Interrupted once everything up to the last finished step is saved.
+    """
+    options, device = recipe.train, next(model.parameters()).device
+    sampler = Sampler(len(rows), int(options.batch_size), recipe.seed)
+    lengths = [len(r.ids) for r in rows]
+    progress, notes = Progress(), []
+    fingerprint = _fingerprint(rows)
+    if resume is not None:
+        if resume.state["rows"] != fingerprint:
+            raise RunError("A resumed run must see the same rows. They have changed since it began. Try a new run.")
+        progress, notes = _resume(resume, model, method)
+        run.truncate_log(progress.step)
+        skipped = [(str(path), why) for path, why in resume.skipped]
+        on_event(Event("resume", progress.step, {"skipped": skipped, "differences": notes}))
+
+    def save() -> None:
+        keep = {progress.best_step} if progress.best_step is not None else set()
+        save_checkpoint(
+            run,
+            progress.step,
+            {"weights": trainable_state(model), "method": method.state()},
+            {
+                "progress": vars(progress),
+                "environment": environment(device, recipe.model.dtype),
+                "rows": fingerprint,
+            },
+            keep=options.keep_checkpoints,
+            protect=keep,
+        )
+        on_event(Event("checkpoint", progress.step, {}))
+
+    def look_now() -> None:
+        assert look is not None
+        metric, value, higher, metrics = look(model, interrupt)
+        better = progress.best_value is None or (value > progress.best_value if higher else value < progress.best_value)
+        if better:
+            progress.best_step, progress.best_value, progress.looks_without_better = progress.step, value, 0
+        else:
+            progress.looks_without_better += 1
+        progress.looked_at = progress.step
+        entry = {"step": progress.step, "metric": metric, "value": value, "better": better, **metrics}
+        progress.curve.append(entry)
+        on_event(Event("look", progress.step, entry))
+
+    def patience_lost() -> bool:
+        return options.patience is not None and progress.looks_without_better >= options.patience
+
+    def due(every: int | str) -> bool:
+        return progress.step > 0 and (progress.step % int(every) == 0 or progress.step == steps)
+
+    saved = progress.step
+    try:
+        while True:
+            if look is not None and due(options.evaluate_every) and progress.looked_at < progress.step:
+                look_now()
+                if options.keep_best and progress.best_step == progress.step or patience_lost():
+                    save()
+                    saved = progress.step
+            if due(options.save_every) and saved < progress.step:
+                save()
+                saved = progress.step
+            interrupt.check()
+            if progress.step >= steps or patience_lost():
+                break
+            started = time.perf_counter()
+            torch.manual_seed(_step_seed(recipe.seed, progress.step))  # dropout is a function of (seed, step)
+            groups = micro_batches(sampler.step(progress.step), lengths, int(options.micro_batch_size))
+            batches = [renderer.batch([rows[i] for i in group], learn=True).to(device) for group in groups]
+            rate = learning_rate(
+                progress.step,
+                peak=float(options.learning_rate),
+                steps=steps,
+                warmup=options.warmup,
+                schedule=options.schedule,
+            )
+            result = method.step(batches, loss, rate)
+            progress.step += 1
+            progress.forwards += result.forwards
+            progress.tokens += sum(b.tokens for b in batches)
+            progress.seconds += time.perf_counter() - started
+            on_event(Event("step", progress.step, {"loss": result.loss, **result.scalars, "tokens": progress.tokens}))
+    except (Interrupted, KeyboardInterrupt) as stop:
+        if isinstance(stop, Interrupted) and saved < progress.step:
+            save()
+            saved = progress.step
+        on_event(Event("stop", progress.step, {"saved": saved}))
+        raise Interrupted(f"{stop or 'Stopped.'} Steps up to {saved} are saved in {run.path}; --resume goes on.") from None
+
+    stopped_early = progress.step < steps
+    weights_from = progress.step
+    if options.keep_best and progress.best_step is not None and progress.best_step != progress.step:
+        best = load_step(run, progress.best_step)
+        load_trainable_state(model, best.tensors["weights"])
+        weights_from = progress.best_step
+    return TrainResult(progress, stopped_early, weights_from, tuple(notes))
+
+
+def _resume(loaded: Loaded, model: torch.nn.Module, method: Method) -> tuple[Progress, list[str]]:
+    device = next(model.parameters()).device
+    kept = loaded.state["progress"]
+    if kept["step"] != loaded.step:
+        raise RunError(f"A checkpoint's state must be of its own step. Received {kept['step']} in step {loaded.step}.")
+    load_trainable_state(model, loaded.tensors["weights"])
+    method.load_state(loaded.tensors["method"])
+    now = environment(device, loaded.state["environment"]["dtype"])
+    return Progress(**kept), environment_differences(loaded.state["environment"], now)
+
+
+def _fingerprint(rows: Sequence[Rendered]) -> str:
+    """Of every token of every row, in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr((row.ids, row.trained, row.candidates, row.example.gold)).encode())
+    return digest.hexdigest()
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return (seed * 1_000_003 + step) % 2**63

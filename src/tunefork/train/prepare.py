@@ -1,0 +1,159 @@
+"""From a recipe to everything a run needs, before anything is trained or written: rows, examples, tensors, reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tunefork.data import Finding, Item, Row, Splits, check_items, load_splits
+from tunefork.errors import DataError
+from tunefork.methods import method_info
+from tunefork.models import ModelFacts, check_support, choose_device, choose_dtype, inspect_model, load_tokenizer
+from tunefork.recipe import Recipe, Resolved, resolve
+from tunefork.recipe.resolve import Situation
+from tunefork.render import Rendered, Renderer
+from tunefork.tasks import Example, Task, build_examples, check_rendered, make_task
+
+LONGEST_AUTOMATIC = 4096
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, ready to start. `findings` may hold errors; `refuse_errors` turns them into a refusal."""
+
+    resolved: Resolved
+    facts: ModelFacts
+    task: Task
+    tokenizer: Any
+    renderer: Renderer
+    device: torch.device
+    rows: Mapping[str, Sequence[Row]]
+    examples: Mapping[str, Sequence[Example]]
+    rendered: Mapping[str, Sequence[Rendered]]
+    findings: tuple[Finding, ...]
+    origin: Mapping[str, str]
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.resolved.recipe
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Rows, tokens and trained tokens of each split."""
+        return {
+            name: {
+                "rows": len(self.examples[name]),
+                "tokens": sum(len(r.ids) for r in rendered),
+                "trained_tokens": sum(sum(r.trained) for r in rendered),
+                "longest": max((r.length for r in rendered), default=0),
+            }
+            for name, rendered in self.rendered.items()
+        }
+
+
+def prepare(recipe: Recipe) -> Job:
+    """Reads, checks and renders; loads no weights and writes nothing.
+
+    Raises the errors of each room: RecipeError, MissingFileError, DataError, UnsupportedError.
+    """
+    method = method_info(recipe.train.method)
+    facts = inspect_model(recipe.model)
+    device, _ = choose_device(recipe.model)
+    dtype, dtype_reason = choose_dtype(recipe.model, device)
+    splits, findings = load_splits(recipe.data, recipe.data.split_seed, None)
+    task = make_task(recipe.task, recipe.data, facts.kind, splits.train)
+    if task.labels:  # once the labels are known the split can be stratified by them
+        splits, findings = load_splits(recipe.data, recipe.data.split_seed, task.label_of)
+    if recipe.adapter.name != "auto":
+        check_support(facts, recipe.adapter.name, task.form, method.name)
+
+    rows, examples = _examples(task, splits, findings)
+    findings += check_items(
+        *([_item(e, task) for e in examples[name]] for name in SPLITS),
+        recipe.data,
+        labels_expected=bool(task.labels),
+    )
+    tokenizer = load_tokenizer(facts)
+    limit = facts.max_positions if recipe.model.max_length == "auto" else int(recipe.model.max_length)
+    renderer = Renderer(tokenizer, facts.kind, task, min(limit, LONGEST_AUTOMATIC), recipe.task.chat_template)
+    rendered = {name: [r for e in examples[name] for r in renderer.render(e)] for name in SPLITS}
+    findings += check_rendered(rendered, task, recipe.data)
+    rendered["train"] = [r for r in rendered["train"] if _teaches(r)]
+    if not rendered["train"] and not any(f.level == "error" for f in findings):
+        raise DataError("Training needs at least one usable row. Received none. Try `tunefork data check` to see why.")
+
+    resolved = resolve(recipe, _situation(recipe, facts, task, device, dtype, dtype_reason, rendered))
+    adapter = resolved.recipe.adapter.name
+    check_support(facts, adapter, task.form, method.name)  # again, now that `auto` has become a name
+    return Job(
+        resolved, facts, task, tokenizer, renderer, device, rows, examples, rendered, tuple(findings), splits.origin
+    )
+
+
+def refuse_errors(findings: Sequence[Finding]) -> None:
+    """Raises DataError listing every finding that is an error."""
+    errors = [f for f in findings if f.level == "error"]
+    if not errors:
+        return
+    lines = []
+    for finding in errors:
+        where = f"{finding.split}: " if finding.split else ""
+        shown = "".join(f"\n    {example}" for example in finding.examples[:3])
+        lines.append(f"{where}{finding.message} {finding.advice}".rstrip() + shown)
+    raise DataError("The data must be usable. Refused because:\n  " + "\n  ".join(lines))
+
+
+def _examples(
+    task: Task, splits: Splits, findings: list[Finding]
+) -> tuple[dict[str, Sequence[Row]], dict[str, Sequence[Example]]]:
+    rows: dict[str, Sequence[Row]] = {}
+    examples: dict[str, Sequence[Example]] = {}
+    for name in SPLITS:
+        rows[name] = getattr(splits, name)
+        examples[name], found = build_examples(task, rows[name])
+        findings += [Finding(f.level, f.code, f.message, f.count, f.examples, f.advice, name) for f in found]
+    return rows, examples
+
+
+def _item(example: Example, task: Task) -> Item:
+    label = None
+    if example.gold is not None:
+        label = task.labels[example.gold] if task.labels else str(example.gold)
+    return Item(example.source, example.text or example.prompt, label, example.group)
+
+
+def _teaches(rendered: Rendered) -> bool:
+    """A row from which something is learned: a known answer, or at least one trained token."""
+    return rendered.example.gold is not None or any(rendered.trained)
+
+
+def _situation(
+    recipe: Recipe,
+    facts: ModelFacts,
+    task: Task,
+    device: torch.device,
+    dtype: str,
+    dtype_reason: str,
+    rendered: Mapping[str, Sequence[Rendered]],
+) -> Situation:
+    spread = [len(r.candidates) for r in rendered["train"] if r.candidates and r.read_at is None]
+    fanned_out = max(spread, default=1) if task.objective == "candidates" else 1
+    return Situation(
+        model_kind=facts.kind,
+        parameters=facts.parameters,
+        max_positions=facts.max_positions,
+        device=device.type,
+        dtype=dtype,
+        dtype_reason=dtype_reason,
+        kind_reason=f"its config says {facts.architecture}",
+        form=task.form,
+        train_rows=len(rendered["train"]),
+        longest=max((r.length for part in rendered.values() for r in part), default=8),
+        sequences_per_row=fanned_out,
+        has_dev=bool(rendered["dev"]),
+        quantized=facts.quantized,
+        checkpointing_needed=False,
+    )

@@ -1,0 +1,38 @@
+"""The commands as typed functions: each joins the rooms below into one job."""
+
+from tunefork.workflows.chat import Chat
+from tunefork.workflows.compare import Comparison, compare
+from tunefork.workflows.demo import demo
+from tunefork.workflows.doctor import doctor
+from tunefork.workflows.evaluate import Evaluation, evaluate
+from tunefork.workflows.finetune import Listener, Plan, RunResult, finetune, plan_run
+from tunefork.workflows.inspect import DataCheck, ShownRow, check_data, show_data
+from tunefork.workflows.predict import Predictions, predict
+from tunefork.workflows.seeds import SeedsResult, finetune_seeds
+from tunefork.workflows.trained import Trained, is_trained, load_trained
+
+__all__ = [
+    "Chat",
+    "Comparison",
+    "DataCheck",
+    "Evaluation",
+    "Listener",
+    "Plan",
+    "Predictions",
+    "RunResult",
+    "SeedsResult",
+    "ShownRow",
+    "Trained",
+    "check_data",
+    "compare",
+    "demo",
+    "doctor",
+    "evaluate",
+    "finetune",
+    "finetune_seeds",
+    "is_trained",
+    "load_trained",
+    "plan_run",
+    "predict",
+    "show_data",
+]

@@ -1,0 +1,71 @@
+"""One cell of a comparison, alone in its process: reads {"recipe", "baseline"} as JSON, prints what came out as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tunefork.errors import TuneforkError
+from tunefork.evaluate import run_baselines
+from tunefork.models import autocast, load_base, torch_dtype
+from tunefork.recipe import dump_recipe, make_recipe
+from tunefork.run import RunFolder
+from tunefork.train.memory import PeakMeter
+from tunefork.train.prepare import prepare
+from tunefork.workflows.finetune import finetune, write_predictions
+
+
+def trained_cell(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole run, without baselines."""
+    result = finetune(make_recipe(recipe)).result
+    seconds = result["seconds"]["train"] + result["seconds"]["evaluate"]
+    return {"metrics": result["test"], "seconds": seconds, "peak_memory_bytes": result["peak_memory_bytes"]["value"]}
+
+
+def baseline_cell(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """One baseline on the test rows."""
+    job = prepare(make_recipe(recipe))
+        dtype = torch_dtype(job.recipe.model.dtype)
+    section, started = job.recipe.evaluate, time.perf_counter()
+    with PeakMeter(job.device) as memory:
+        found = run_baselines(
+            [name],
+            task=job.task,
+            renderer=job.renderer,
+            train=job.examples["train"],
+            dev=job.examples["dev"],
+            test=job.examples["test"],
+            model_provider=lambda: load_base(job.facts, job.task.form, job.task.labels, job.device, dtype),
+            section=section,
+            seed=job.recipe.seed,
+            device=job.device,
+            tokens_per_batch=section.tokens_per_batch,
+            check=None,
+            compute=lambda: autocast(job.device, dtype),
+        )[name]
+    with RunFolder.create(Path(str(job.recipe.out)), dump_recipe(job.recipe)) as run:
+        write_predictions(run, "test", found.predictions)
+    seconds = time.perf_counter() - started
+    return {"metrics": dict(found.metrics), "seconds": seconds, "peak_memory_bytes": memory.value}
+
+
+def main() -> int:
+    spec = json.load(sys.stdin)
+    try:
+        if spec["baseline"] is not None:
+            found = baseline_cell(spec["recipe"], spec["baseline"])
+        else:
+            found = trained_cell(spec["recipe"])
+    except TuneforkError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Is this machine ready? Versions, devices, memory, extras, and the main path tried once for real."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+from tunefork.errors import TuneforkError
+from tunefork.recipe import make_recipe
+from tunefork.workflows.finetune import finetune
+
+PACKAGES = ("tunefork", "torch", "transformers", "peft", "safetensors", "pydantic", "scikit-learn")
+EXTRAS = {
+    "qlora": "bitsandbytes",
+    "hub": "datasets",
+    "parquet": "pyarrow",
+    "excel": "openpyxl",
+    "tracking": "tensorboard",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the doctor's findings."""
+
+    name: str
+    ok: bool
+    says: str
+
+
+def doctor() -> list[Check]:
+    """Looks at versions, devices, memory and disk, then trains the embedded model for two steps in a temporary folder."""
+    checks = [Check("python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.platform()}")]
+    checks += [Check(name, True, importlib.metadata.version(name)) for name in PACKAGES]
+    for extra, package in EXTRAS.items():
+        found = _version(package)
+        says = f"{package} {found}" if found else f"not installed; pip install 'tunefork[{extra}]' adds it"
+        checks.append(Check(f"extra {extra}", True, says))
+    checks.append(Check("device", True, _device()))
+    checks.append(Check("threads", True, f"{torch.get_num_threads()} of {os.cpu_count()} cores"))
+    checks.append(Check("memory", True, _memory()))
+    free = shutil.disk_usage(Path.cwd()).free
+    checks.append(Check("disk", free > 2**30, f"{free / 2**30:.1f} GiB free here"))
+    checks.append(_tried())
+    return checks
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return f"CUDA: {', '.join(names)}" + ("; the first is used" if len(names) > 1 else "")
+    if torch.backends.mps.is_available():
+        return "Apple MPS"
+    return f"CPU ({torch.backends.cpu.get_cpu_capability()}); no accelerator found"
+
+
+def _memory() -> str:
+    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return f"{pages * size / 2**30:.1f} GiB"
+
+
+def _tried() -> Check:
+    feedback = str(files("tunefork") / "assets" / "feedback" / "train.csv")
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = make_recipe(
+            {
+                "task": "classification",
+                "data": {"train": feedback, "train_rows": 64, "dev_rows": 16, "test_rows": 16},
+                "train": {"max_steps": 2},
+                "evaluate": {"baselines": ["majority"]},
+                "out": f"{folder}/run",
+            }
+        )
+        try:
+            finetune(recipe)
+        except TuneforkError as error:
+            return Check("training", False, str(error))
+    return Check("training", True, "two steps of the embedded model, measured, kept and reported")

@@ -1,0 +1,85 @@
+"""Measures a model on labelled rows: a run, or any model folder or hub name as it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunefork.data import Finding, load_splits
+from tunefork.errors import DataError, RecipeError
+from tunefork.evaluate import measure, predict_examples
+from tunefork.models import inspect_model
+from tunefork.recipe import EvaluateSection, Recipe
+from tunefork.tasks import Prediction, build_examples, make_task
+from tunefork.workflows.finetune import as_recipe
+from tunefork.workflows.trained import Trained, is_trained, load_trained, load_untrained
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Metrics with intervals, the predictions behind them, and what was found in the rows."""
+
+    metrics: Mapping[str, Mapping[str, Any]]
+    predictions: Sequence[Prediction]
+    findings: Sequence[Finding]
+    seconds: float
+
+
+def evaluate(
+    model: str | Path, data: str | Path | None = None, *, recipe: Recipe | Mapping[str, Any] | None = None
+) -> Evaluation:
+    """Metrics of `model` on the rows of `data` (default: the recipe's test file).
+
+    `model` is a run or exported folder, which knows its task; for any other model folder or hub name `recipe`
+    says which task, and the model is asked without training. Raises DataError when no row is usable.
+    """
+    wanted = as_recipe(recipe) if recipe is not None else None
+    rows_at = str(data) if data is not None else wanted.data.test if wanted is not None else None
+    if rows_at is None:
+        raise RecipeError("`evaluate` needs labelled rows. Received none. Try --test rows.csv.")
+    if is_trained(model):
+        trained = load_trained(model, wanted.model.device if wanted else "auto")
+        section = wanted.evaluate if wanted else EvaluateSection()
+        seed = wanted.seed if wanted else 0
+        return evaluate_rows(trained, rows_at, section, seed)
+    if wanted is None:
+        raise RecipeError(f"{str(model)!r} is not a run, so the task must be given. Try --task classification.")
+    name = wanted.model.model_copy(update={"name": str(model)})
+    facts = inspect_model(name)
+    splits, findings = load_splits(wanted.data.model_copy(update={"test": rows_at}), wanted.data.split_seed, None)
+    task = make_task(wanted.task, wanted.data, facts.kind, splits.train or splits.test)
+    trained = load_untrained(name, task, wanted.task.chat_template)
+    examples, more = build_examples(task, splits.test)
+    return _measured(trained, examples, [*findings, *more], wanted.evaluate, wanted.seed)
+
+
+def evaluate_rows(trained: Trained, file: str, section: EvaluateSection, seed: int) -> Evaluation:
+    """The same for a model that is already loaded."""
+    only_test = trained.data.model_copy(update={"train": None, "dev": None, "test": file})
+    splits, findings = load_splits(only_test, 0, None)
+    examples, more = build_examples(trained.task, splits.test)
+    return _measured(trained, examples, [*findings, *more], section, seed)
+
+
+def _measured(
+    trained: Trained, examples: Sequence[Any], findings: list[Finding], section: EvaluateSection, seed: int
+) -> Evaluation:
+    labelled = [e for e in examples if e.gold is not None or e.references or e.answer is not None or e.messages]
+    if not labelled:
+        shown = "; ".join(f.message for f in findings[:3])
+        raise DataError(f"Evaluation needs at least one usable labelled row. Received none. {shown}")
+    started = time.perf_counter()
+    predictions = predict_examples(
+        trained.model,
+        trained.task,
+        trained.renderer,
+        labelled,
+        device=trained.device,
+        tokens_per_batch=section.tokens_per_batch,
+        compute=trained.compute,
+    )
+    metrics = measure(trained.task, predictions, section, seed)
+    return Evaluation(metrics, predictions, findings, time.perf_counter() - started)

@@ -1,0 +1,321 @@
+"""The main job, end to end: prepare, say what will happen, train, measure against baselines, keep, report."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunefork.errors import MissingExtraError, RunError
+from tunefork.evaluate import look_metrics, measure, predict_examples, run_baselines
+from tunefork.methods import make_method
+from tunefork.models import autocast, load_base, load_model, save_artefact, torch_dtype
+from tunefork.recipe import Reason, Recipe, all_paths, dump_recipe, load_recipe
+from tunefork.files import staged_folder
+from tunefork.report import render_report
+from tunefork.run import RunFolder
+from tunefork.tasks import Prediction, row_losses
+from tunefork.train.checkpoint import Loaded, load_newest
+from tunefork.train.forecast import Forecast, forecast
+from tunefork.train.interrupt import Interrupt
+from tunefork.train.loop import Event, TrainResult, train
+from tunefork.train.memory import PeakMeter
+from tunefork.train.prepare import Job, prepare, refuse_errors
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run is about to do; shown before the first step."""
+
+    job: Job
+    forecast: Forecast
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """A finished run: its folder, and what result.json holds."""
+
+    path: Path
+    result: Mapping[str, Any]
+
+
+class Listener:
+    """Hears what a run does. Every method may be overridden; by default nothing is shown."""
+
+    def plan(self, plan: Plan) -> None: ...
+    def event(self, event: Event) -> None: ...
+    def stage(self, text: str) -> None: ...
+
+
+def plan_run(recipe: Recipe) -> Plan:
+    """Everything that is known before the first step. Writes nothing; findings may hold errors."""
+    job = prepare(recipe)
+    return Plan(job, forecast(job))
+
+
+def finetune(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    *,
+    resume: bool = False,
+    listener: Listener | None = None,
+) -> RunResult:
+    """Fine-tunes, measures and keeps a model. `recipe` is a Recipe, a mapping like it, or the path of a YAML file.
+
+    Raises TuneforkError: with exit_code 2 nothing was written; Interrupted (130) leaves everything up to the last
+    step, and `resume=True` goes on from there, bitwise as if it had never stopped.
+    """
+    listener = listener or Listener()
+    recipe = as_recipe(recipe)
+    if resume:
+        return _resume(recipe, listener)
+    recipe = recipe if recipe.out is not None else recipe.model_copy(update={"out": str(free_folder(recipe))})
+    plan = plan_run(recipe)
+    listener.plan(plan)
+    refuse_errors(plan.job.findings)
+    with RunFolder.create(Path(str(recipe.out)), dump_recipe(plan.job.recipe)) as run, Interrupt() as interrupt:
+        run.append_log(0, "plan", {"reasons": [asdict(r) for r in plan.job.resolved.reasons], "forecast": asdict(plan.forecast)})
+        return _run(run, plan, None, listener, interrupt)
+
+
+def _resume(recipe: Recipe, listener: Listener) -> RunResult:
+    """Goes on with the run in `recipe.out`, by the recipe that is kept there."""
+    if recipe.out is None:
+        raise RunError("`resume` needs the run's folder. Received no `out`. Try --out runs/NAME.")
+    with RunFolder.open(Path(recipe.out), write=True) as run, Interrupt() as interrupt:
+        kept = load_recipe(run.recipe_path)
+        _refuse_changes(recipe, kept)
+        if run.finished:
+            return RunResult(run.path, run.read_result())
+        plan = plan_run(kept.model_copy(update={"out": str(run.path)}))
+        before = next((entry for entry in run.read_log() if entry["kind"] == "plan"), None)
+        if before is not None:  # `auto` has been a value since the first start; its reasons are in the log
+            reasons = tuple(Reason(**reason) for reason in before["reasons"])
+            plan = replace(plan, job=replace(plan.job, resolved=replace(plan.job.resolved, reasons=reasons)))
+        listener.plan(plan)
+        refuse_errors(plan.job.findings)
+        return _run(run, plan, load_newest(run), listener, interrupt)
+
+
+def _refuse_changes(given: Recipe, kept: Recipe) -> None:
+    """A resumed run is the same run: what was given now must be what it was begun with."""
+    changed = []
+    for path, info in all_paths():
+        mine, theirs = _at(given, path), _at(kept, path)
+        if path != "out" and mine not in ("auto", info.get_default(call_default_factory=True)) and mine != theirs:
+            changed.append(f"{path} (kept: {theirs}, given: {mine})")
+    if changed:
+        raise RunError(
+            f"A run must be resumed with its own recipe. Received changes of {', '.join(changed)}. "
+            "Try --resume with only --out, or a new run."
+        )
+
+
+def _at(recipe: Recipe, path: str) -> Any:
+    value: Any = recipe
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
+    """Whatever describes a recipe, as a Recipe."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, (str, Path)):
+        return load_recipe(recipe)
+    return Recipe.model_validate(recipe)
+
+
+def free_folder(recipe: Recipe) -> Path:
+    """`runs/TASK-MODEL-N` with the first N that is not there yet."""
+    stem = f"{Path(recipe.task.name).name}-{Path(recipe.model.name).name}"
+    return next(p for n in range(1, 100_000) if not (p := Path("runs") / f"{stem}-{n}").exists())
+
+
+def _run(
+    run: RunFolder, plan: Plan, resumed: Loaded | None, listener: Listener, interrupt: Interrupt
+) -> RunResult:
+    job, recipe = plan.job, plan.job.recipe
+    dtype = torch_dtype(recipe.model.dtype)
+    compute = functools.partial(autocast, job.device, dtype)
+    on_event = log_to(run, listener, recipe.train.tensorboard)
+
+    listener.stage("loading the model")
+    with PeakMeter(job.device) as memory:
+        model = load_model(
+            job.facts,
+            form=job.task.form,
+            labels=job.task.labels,
+            adapter=recipe.adapter,
+            device=job.device,
+            dtype=dtype,
+            seed=recipe.seed,
+            activation_checkpointing=bool(recipe.train.activation_checkpointing),
+            prefix_examples=_prefix_examples(job),
+        )
+        trained = _train(run, plan, model, resumed, on_event, interrupt, compute)
+    peak = memory.value
+    with staged_folder(run.model_path) as folder:
+        save_artefact(model, job.tokenizer, job.facts, folder, _rendering(job))
+
+    started = time.perf_counter()
+    listener.stage("measuring on the test rows")
+    test, section = job.examples["test"], recipe.evaluate
+    common: dict[str, Any] = {
+        "device": job.device,
+        "tokens_per_batch": section.tokens_per_batch,
+        "check": interrupt.check,
+        "compute": compute,
+    }
+    predictions = predict_examples(model, job.task, job.renderer, test, **common) if test else []
+    del model
+    listener.stage("measuring the baselines")
+    baselines = run_baselines(
+        section.baselines,
+        task=job.task,
+        renderer=job.renderer,
+        train=job.examples["train"],
+        dev=job.examples["dev"],
+        test=test,
+        model_provider=lambda: load_base(job.facts, job.task.form, job.task.labels, job.device, dtype),
+        section=section,
+        seed=recipe.seed,
+        **common,
+    )
+    seconds = time.perf_counter() - started
+
+    result = {
+        "recipe": recipe.model_dump(mode="json"),
+        "reasons": [asdict(reason) for reason in plan.job.resolved.reasons],
+        "data": {
+            "counts": job.counts(),
+            "origin": dict(job.origin),
+            "findings": [asdict(finding) for finding in job.findings],
+        },
+        "model": job.facts.summary(),
+        "rendering": job.renderer.describe(),
+        "steps": trained.progress.step,
+        "forwards": trained.progress.forwards,
+        "seconds": {"train": trained.progress.seconds, "evaluate": seconds},
+        "peak_memory_bytes": {"kind": memory.kind, "value": peak, "forecast": plan.forecast.memory_bytes},
+        "train": {
+            "stopped_early": trained.stopped_early,
+            "weights_from_step": trained.weights_from,
+            "looks": trained.progress.curve,
+            "notes": list(trained.notes),
+        },
+        "metric": job.task.metric,
+        "baselines": {name: dict(b.metrics) for name, b in baselines.items()},
+        "baseline_notes": {name: {"seconds": b.seconds, "notes": list(b.notes)} for name, b in baselines.items()},
+        "test": measure(job.task, predictions, section, recipe.seed),
+    }
+    write_predictions(run, "test", predictions)
+    for name, baseline in baselines.items():
+        write_predictions(run, f"test-{name}", baseline.predictions)
+    run.write_result(result)
+    listener.stage("writing the report")
+    run.write_report(render_report(run))
+    return RunResult(run.path, run.read_result())
+
+
+def write_predictions(run: RunFolder, name: str, predictions: Sequence[Prediction]) -> None:
+    """predictions/NAME.jsonl, one prediction a line."""
+    lines = (json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in predictions)
+    run.write_predictions(f"{name}.jsonl", "".join(lines))
+
+
+def _train(
+    run: RunFolder,
+    plan: Plan,
+    model: torch.nn.Module,
+    resumed: Loaded | None,
+    on_event: Callable[[Event], None],
+    interrupt: Interrupt,
+    compute: Callable[[], contextlib.AbstractContextManager[Any]],
+) -> TrainResult:
+    job, recipe = plan.job, plan.job.recipe
+
+    def look(model: torch.nn.Module, interrupt: Interrupt) -> tuple[str, float, bool, Mapping[str, float]]:
+        return look_metrics(
+            model,
+            job.task,
+            job.renderer,
+            job.examples["dev"],
+            job.rendered["dev"],
+            device=job.device,
+            tokens_per_batch=recipe.evaluate.tokens_per_batch,
+            check=interrupt.check,
+            compute=compute,
+        )
+
+    return train(
+        run=run,
+        recipe=recipe,
+        steps=job.resolved.steps,
+        model=model,
+        method=make_method(model, recipe),
+        loss=row_losses,
+        renderer=job.renderer,
+        rows=job.rendered["train"],
+        look=look if job.examples["dev"] else None,
+        resume=resumed,
+        on_event=on_event,
+        interrupt=interrupt,
+    )
+
+
+def _prefix_examples(job: Job) -> Any:
+    """Training prompts whose activations a prefix starts from (MeZO, section on prefix tuning)."""
+    if job.recipe.adapter.name != "prefix":
+        return None
+    longest = sorted(job.rendered["train"], key=lambda r: -len(r.ids))[:1]
+    return job.renderer.batch(longest)
+
+
+def _rendering(job: Job) -> dict[str, Any]:
+    """What an artefact must carry so that it is asked the way it was trained."""
+    recipe = job.recipe
+    return {
+        "task": recipe.task.model_dump(mode="json"),
+        "fields": dict(recipe.data.fields),
+        "layout": recipe.data.layout,
+        "label_map": recipe.data.labels,
+        "labels": list(job.task.labels),
+        "max_length": recipe.model.max_length,
+        "dtype": recipe.model.dtype,
+        "rendering": job.renderer.describe(),
+    }
+
+
+def log_to(run: RunFolder, listener: Listener, tensorboard: bool) -> Callable[[Event], None]:
+    """One listener for the loop: the run's log, TensorBoard if asked for, and whoever is watching."""
+    board = _board(run) if tensorboard else None
+    started = time.perf_counter()
+
+    def on_event(event: Event) -> None:
+        values = {**event.values, "seconds": round(time.perf_counter() - started, 3)}
+        if event.kind in ("step", "look", "resume"):
+            run.append_log(event.step, event.kind, values)
+        if board is not None:
+            for name, value in event.values.items():
+                if isinstance(value, (int, float)) and not isinstance(value, bool):
+                    board.add_scalar(f"{event.kind}/{name}", value, event.step)
+            board.flush()
+        listener.event(replace(event, values=values))
+
+    return on_event
+
+
+def _board(run: RunFolder) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingExtraError("tensorboard", "tracking", "`train.tensorboard`") from None
+    return SummaryWriter(str(run.path / "tensorboard"))

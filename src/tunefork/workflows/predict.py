@@ -1,0 +1,71 @@
+"""A file in; the same file with prediction and probability columns out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunefork.data import Finding, Row, apply_layout, read_rows, write_rows
+from tunefork.evaluate import predict_examples
+from tunefork.recipe import EvaluateSection
+from tunefork.tasks import Prediction, build_examples
+from tunefork.workflows.trained import load_trained
+
+PREDICTION, REASON = "prediction", "prediction_missing_because"
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Where the rows went, how many have a prediction, and why the others have none."""
+
+    path: Path
+    rows: int
+    predicted: int
+    findings: Sequence[Finding]
+
+
+def predict(run: str | Path, file: str | Path, out: str | Path | None = None, *, device: str = "auto") -> Predictions:
+    """Predicts every row of `file` and writes it, with its own columns first, to `out`.
+
+    `out` defaults to `NAME.predicted.EXT` beside the file. A row that cannot be used keeps its place, with the
+    reason in `prediction_missing_because`. Labels are not needed.
+    """
+    file = Path(file)
+    target = Path(out) if out is not None else file.with_name(_predicted_name(file.name))
+    trained = load_trained(run, device)
+    rows, findings = read_rows(str(file))
+    laid_out, more = apply_layout(rows, trained.data.layout, trained.data.fields)
+    examples, unusable = build_examples(trained.task, laid_out)
+    predictions = predict_examples(
+        trained.model,
+        trained.task,
+        trained.renderer,
+        examples,
+        device=trained.device,
+        tokens_per_batch=EvaluateSection().tokens_per_batch,
+        compute=trained.compute,
+    )
+    by_source = {p.source: p for p in predictions}
+    why = {line.partition(": ")[0]: line.partition(": ")[2] for f in unusable for line in f.examples}
+    labels = trained.task.labels
+    filled = [_filled(row, by_source.get(row.source), labels, why.get(row.source, "row not usable")) for row in rows]
+    write_rows(target, filled)
+    return Predictions(target, len(rows), len(predictions), [*findings, *more, *unusable])
+
+
+def _filled(row: Row, prediction: Prediction | None, labels: Sequence[str], why: str) -> dict[str, Any]:
+    values = dict(row.values)
+    values[PREDICTION] = prediction.predicted if prediction is not None else None
+    for i, label in enumerate(labels):
+        given = prediction is not None and i < len(prediction.probabilities)
+        values[f"probability_{label}"] = round(prediction.probabilities[i], 6) if prediction and given else None
+    if prediction is None:
+        values[REASON] = why
+    return values
+
+
+def _predicted_name(name: str) -> str:
+    stem, dot, extension = name.partition(".")
+    return f"{stem}.predicted{dot}{extension}"
