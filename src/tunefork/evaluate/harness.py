@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from tunefork.errors import DataError
 from tunefork.evaluate.batching import pack
-from tunefork.evaluate.generate import generate
+from tunefork.evaluate.generate import Generated, answer_renderer, generate
 from tunefork.evaluate.prefix import can_share_prefix, prefix_scores
 from tunefork.render import Rendered, Renderer
-from tunefork.tasks import Example, Prediction, Task, row_losses, row_scores
+from tunefork.tasks.base import Example, Prediction, Task
+from tunefork.tasks.loss import normalised_scores, row_losses, row_scores
 
-LOSS = "loss"
+LOSS = "loss"  # the one metric of text that needs no generated answer
 
 
 def nothing() -> None:
@@ -45,6 +47,7 @@ def predict_examples(
     tokens_per_batch: int,
     check: Callable[[], None] = nothing,
     compute: Callable[[], AbstractContextManager[object]] = nullcontext,
+    rendered: Sequence[Rendered] | None = None,
     generated: bool | None = None,
     more_stops: Sequence[str] = (),
 ) -> list[Prediction]:
@@ -52,17 +55,20 @@ def predict_examples(
 
     Tasks with candidates give probabilities. Text and chat give the loss of the right answer (mean nats a trained
     token) where there is one, and greedy text where `generated` says so (None: where a metric needs it), which ends
-    at the task's stop strings or `more_stops`. `check` is called before every batch, and at every generated token;
-    what it raises comes through. `compute` is the context of each forward pass (autocast). The model comes back in
-    the mode it was in; no random state is touched.
+    at the task's stop strings or `more_stops`.
+
+    `rendered` saves rendering again: what `renderer.render` gave for these very examples, in any order. `check` is
+    called before every batch and at every generated token; what it raises comes through. `compute` is the context
+    of each forward pass (autocast). The model comes back in the mode it was in; no random state is touched.
     """
     now = _Pass(model, renderer, device, tokens_per_batch, check, compute)
+    pieces = rendered if rendered is not None else [r for e in examples for r in renderer.render(e)]
     with _evaluating(model):
         if task.form not in ("text", "chat"):
-            return _candidates(now, task, examples)
+            return _candidates(now, task, examples, pieces)
         if generated is None:
-            generated = any(not m.startswith(LOSS) for m in task.metrics)
-        return _texts(now, task, examples, generated, (*task.stop, *more_stops))
+            generated = any(metric != LOSS for metric in task.metrics)
+        return _texts(now, task, examples, pieces, generated, (*task.stop, *more_stops))
 
 
 def mean_loss(
@@ -75,11 +81,17 @@ def mean_loss(
     check: Callable[[], None] = nothing,
     compute: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> float:
-    """The loss training minimises, over all rows: sum of row losses / sum of row weights (nats a token, or a row)."""
+    """The loss training minimises, over all rows: sum of row losses / sum of row weights (nats a token, or a row).
+
+    Rows that teach nothing (no label, no trained token) are left out. Raises DataError when there are no others.
+    """
     now = _Pass(model, renderer, device, tokens_per_batch, check, compute)
+    teaching = [r for r in rendered if r.example.gold is not None or any(r.trained[1:])]
+    if not teaching:
+        raise DataError("A loss needs at least one row with a known answer. Received none. Try a labelled file.")
     with _evaluating(model):
-        pairs = _losses(now, rendered)
-    return sum(loss for loss, _ in pairs) / max(sum(weight for _, weight in pairs), 1e-12)
+        pairs = _losses(now, teaching)
+    return sum(loss for loss, _ in pairs) / sum(weight for _, weight in pairs)
 
 
 def look_metrics(
@@ -97,7 +109,7 @@ def look_metrics(
     """A look at dev during training: (choosing metric, its value, whether higher is better, all metrics).
 
     Candidates: the task's metrics. Text and chat: the loss (lower is better), unless the task's choosing metric is
-    one of generated text.
+    one of generated text. Rows without a right answer are left out. Raises DataError when there are no others.
     """
     how: dict[str, Any] = {
         "device": device,
@@ -105,10 +117,16 @@ def look_metrics(
         "check": check,
         "compute": compute,
     }
-    if task.form in ("text", "chat") and task.metric.startswith(LOSS):
+    if task.form in ("text", "chat") and task.metric == LOSS:
         loss = mean_loss(model, renderer, rendered, **how)
         return LOSS, loss, False, {LOSS: loss}
-    predictions = predict_examples(model, task, renderer, examples, **how)
+    known = [e for e in examples if e.gold is not None or e.golds or e.references or e.answer or e.messages]
+    if not known:
+        raise DataError("A metric needs at least one row with a known answer. Received none. Try a labelled file.")
+    wanted = {id(e) for e in known}
+    predictions = predict_examples(
+        model, task, renderer, known, rendered=[r for r in rendered if id(r.example) in wanted], **how
+    )
     rows = np.arange(len(predictions))
     statistics = task.statistics(predictions)
     values = {s.name: s(rows) for s in statistics}
@@ -133,66 +151,69 @@ def candidate_prediction(task: Task, example: Example, probabilities: Sequence[f
     )
 
 
-def _candidates(now: _Pass, task: Task, examples: Sequence[Example]) -> list[Prediction]:
-    rendered = [now.renderer.render(example)[0] for example in examples]
-    log_probabilities = _scores(now, rendered)
-    return [
-        candidate_prediction(task, example, np.exp(scores))
-        for example, scores in zip(examples, log_probabilities, strict=True)
-    ]
+def _candidates(
+    now: _Pass, task: Task, examples: Sequence[Example], pieces: Sequence[Rendered]
+) -> list[Prediction]:
+    by_example = {id(r.example): r for r in pieces}
+    scores = _scores(now, [by_example[id(e)] for e in examples])
+    return [candidate_prediction(task, e, np.exp(row)) for e, row in zip(examples, scores, strict=True)]
 
 
 def _scores(now: _Pass, rendered: Sequence[Rendered]) -> list[np.ndarray]:
-    """Log-probabilities over each row's own candidates."""
-    spread = [i for i, r in enumerate(rendered) if r.fanned_out]
-    share = bool(spread) and can_share_prefix(now.model)
-    whole = [i for i in range(len(rendered)) if not (share and rendered[i].fanned_out)]
-    found: list[np.ndarray | None] = [None] * len(rendered)
-    lengths = [rendered[i].longest for i in whole]
+    """Log-probabilities over each row's own candidates, or over the classes of a head."""
+    share = any(r.fanned_out for r in rendered) and can_share_prefix(now.model)
+    sharing = [i for i, r in enumerate(rendered) if share and r.fanned_out and r.ids]
+    whole = sorted(set(range(len(rendered))) - set(sharing))
+    found: dict[int, np.ndarray] = {}
     fans = [len(rendered[i].candidates) if rendered[i].fanned_out else 1 for i in whole]
-    for group in pack(lengths, now.tokens_per_batch, fans):
+    for group in pack([rendered[i].longest for i in whole], now.tokens_per_batch, fans):
         now.check()
-        batch = now.renderer.batch([rendered[whole[k]] for k in group]).to(now.device)
+        rows = [whole[k] for k in group]
+        batch = now.renderer.batch([rendered[i] for i in rows]).to(now.device)
         with now.compute():
             scores = row_scores(now.model, batch).cpu().numpy()
-        for k, row in zip(group, scores, strict=True):
-            found[whole[k]] = row[: len(rendered[whole[k]].candidates) or None]
-    if share:
-        sums = prefix_scores(
-            now.model,
-            [rendered[i].ids for i in spread],
-            [rendered[i].candidates for i in spread],
-            pad=now.renderer.pad,
-            device=now.device,
-            tokens_per_batch=now.tokens_per_batch,
-            compute=now.compute,
-            check=now.check,
-        )
-        for i, row in zip(spread, sums, strict=True):
-            found[i] = normalise(row, rendered[i])
-    return [f for f in found if f is not None]
+        for i, row in zip(rows, scores, strict=True):
+            found[i] = row[: len(rendered[i].candidates) or None]
+    sums = prefix_scores(
+        now.model,
+        [rendered[i].ids for i in sharing],
+        [rendered[i].candidates for i in sharing],
+        pad=now.renderer.pad,
+        device=now.device,
+        tokens_per_batch=now.tokens_per_batch,
+        compute=now.compute,
+        check=now.check,
+    )
+    for i, row in zip(sharing, sums, strict=True):
+        means = torch.tensor([total / len(c) for total, c in zip(row, rendered[i].candidates, strict=True)])
+        found[i] = normalised_scores(means, torch.zeros(len(means), dtype=torch.int64), 1)[0].numpy()
+    return [found[i] for i in range(len(rendered))]
 
 
 def _texts(
-    now: _Pass, task: Task, examples: Sequence[Example], generated: bool, stops: Sequence[str]
+    now: _Pass,
+    task: Task,
+    examples: Sequence[Example],
+    pieces: Sequence[Rendered],
+    generated: bool,
+    stops: Sequence[str],
 ) -> list[Prediction]:
     """Loss where the right answer is known, and text where it is asked for."""
-    pieces: list[Rendered] = []
-    owner: list[int] = []
-    for i, example in enumerate(examples):
-        for part in now.renderer.render(example):  # several where a template rewrites earlier turns
-            if any(part.trained):
-                pieces.append(part)
-                owner.append(i)
+    place = {id(e): i for i, e in enumerate(examples)}
+    learned = [r for r in pieces if any(r.trained[1:])]  # several an example, where a template rewrites earlier turns
     sums = np.zeros((len(examples), 2))
-    for i, (loss, weight) in zip(owner, _losses(now, pieces), strict=True):
-        sums[i] += loss, weight
-    said = [None] * len(examples)
+    for piece, pair in zip(learned, _losses(now, learned), strict=True):
+        sums[place[id(piece.example)]] += pair
+    said: list[Generated | None] = [None] * len(examples)
+    cuts = [0] * len(examples)
     if generated:
-        said = generate(
+        asking = answer_renderer(now.model, now.renderer)
+        prompts = [asking.prompt(e) for e in examples]
+        cuts = [p.cut for p in prompts]
+        said[:] = generate(
             now.model,
             now.renderer.tokenizer,
-            [now.renderer.prompt(example).ids for example in examples],
+            [p.ids for p in prompts],
             max_new_tokens=task.max_new_tokens,
             stop=stops,
             device=now.device,
@@ -209,8 +230,9 @@ def _texts(
             stopped=answer.stopped if answer is not None else None,
             references=example.references,
             group=example.group,
+            cut=cut,
         )
-        for example, answer, (loss, weight) in zip(examples, said, sums, strict=True)
+        for example, answer, (loss, weight), cut in zip(examples, said, sums, cuts, strict=True)
     ]
 
 
@@ -223,9 +245,10 @@ def _right(example: Example) -> str | None:
 def _losses(now: _Pass, rendered: Sequence[Rendered]) -> list[tuple[float, float]]:
     """(summed loss, weight) of each."""
     found: list[tuple[float, float]] = [(0.0, 0.0)] * len(rendered)
-    for group in pack([len(r.ids) for r in rendered], now.tokens_per_batch):
+    fans = [len(r.candidates) if r.fanned_out else 1 for r in rendered]
+    for group in pack([r.longest for r in rendered], now.tokens_per_batch, fans):
         now.check()
-        batch = now.renderer.batch([rendered[k] for k in group]).to(now.device)
+        batch = now.renderer.batch([rendered[k] for k in group], learn=True).to(now.device)
         with now.compute():
             losses = row_losses(now.model, batch)
         for k, loss, weight in zip(group, losses.tolist(), batch.weights.tolist(), strict=True):

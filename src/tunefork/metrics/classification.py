@@ -73,7 +73,7 @@ def _counts(predicted: ArrayLike, gold: ArrayLike, n_classes: int | None = None)
 def accuracy(predicted: ArrayLike, gold: ArrayLike) -> float:
     """Share of rows where the two agree. Arrays [n] of class indices; DataError for none, as everywhere here."""
     p, g = integer_pair(predicted, gold, 0)
-    return float(np.mean(p == g))
+    return np.count_nonzero(p == g) / len(g)
 
 
 def macro_f1(predicted: ArrayLike, gold: ArrayLike) -> float:

@@ -53,6 +53,7 @@ class Prediction:
     golds: tuple[int, ...] = ()
     references: tuple[str, ...] = ()
     group: str = ""
+    cut: int = 0  # generation: prompt tokens left out to make room for the answer
 
 
 class Statistic(Protocol):
@@ -95,6 +96,10 @@ class Task(Protocol):
 
     def example(self, row: Row) -> Example:
         """Raises DataError naming file, line and column when the row cannot be used."""
+        ...
+
+    def label_of(self, row: Row) -> str | None:
+        """The label a split is stratified by, or None."""
         ...
 
     def statistics(self, predictions: Sequence[Prediction]) -> list[Statistic]:

@@ -59,11 +59,12 @@ class LabelledTask:
         prompt = text if plain else fill(template, key, values, row.source)
         if not text.strip():
             raise DataError(f"{row.source}: the text must not be empty.")
+        space = "" if prompt[-1:].isspace() else " "  # a word follows a word after one space, or begins a line
         return Example(
             source=row.source,
             prompt=prompt,
             text=text,
-            candidates=tuple(f" {name}" for name in self.labels),
+            candidates=tuple(space + name for name in self.labels),
             gold=self._gold(values, row.source),
             group=fill(self.spec.group, "task.group", values, row.source) if self.spec.group else "",
         )

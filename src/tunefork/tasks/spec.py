@@ -35,7 +35,7 @@ class TaskSpec(Section):
     choice: str = " {{ value }}"  # how it follows the prompt
     right: str = "label"  # field with the index or text of the right choice, or a list of right texts
     answer: str = ""  # template of the text to be generated
-    references: str = ""  # field with one or several acceptable answers; the answer itself when empty
+    references: tuple[str, ...] = ()  # fields with one or several acceptable answers; the answer itself when empty
     metrics: tuple[str, ...]  # the first chooses the best checkpoint
     stop: tuple[str, ...] = ()
     max_new_tokens: int = 64

@@ -78,14 +78,14 @@ class TextTask:
         return [text_statistic(metric, predictions) for metric in self.metrics]
 
     def _references(self, values: Mapping[str, Any]) -> tuple[str, ...]:
-        """Texts of a field that holds one or several, in any of the usual shapes."""
-        if not self.spec.references:
-            return ()
-        found = look_up(values, self.spec.references)
-        if isinstance(found, Mapping):  # SQuAD on the hub: {"text": [...], "answer_start": [...]}
-            found = found.get("text")
-        items = found if isinstance(found, list) else [found]
-        texts = [plain_text(item["text"] if isinstance(item, Mapping) else item) for item in items]
+        """Texts of fields that hold one or several, in any of the usual shapes."""
+        texts: list[str | None] = []
+        for name in self.spec.references:
+            found = values.get(name) if name in values else look_up(values, name)
+            if isinstance(found, Mapping):  # SQuAD on the hub: {"text": [...], "answer_start": [...]}
+                found = found.get("text")
+            items = found if isinstance(found, list) else [found]
+            texts += [plain_text(item["text"] if isinstance(item, Mapping) else item) for item in items]
         return tuple(dict.fromkeys(text for text in texts if text is not None and text.strip()))
 
 

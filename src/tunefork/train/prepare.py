@@ -12,10 +12,11 @@ from tunefork.data import Finding, Item, Row, Splits, check_items, load_splits
 from tunefork.errors import DataError
 from tunefork.methods import method_info
 from tunefork.models import ModelFacts, check_support, choose_device, choose_dtype, inspect_model, load_tokenizer
-from tunefork.recipe import Recipe, Resolved, resolve
+from tunefork.recipe import DataSection, Recipe, Resolved, resolve
 from tunefork.recipe.resolve import Situation
 from tunefork.render import Rendered, Renderer
-from tunefork.tasks import Example, Task, build_examples, check_rendered, make_task
+from tunefork.tasks import Example, Task, build_examples, make_task
+from tunefork.tasks.check import check_rendered
 
 LONGEST_AUTOMATIC = 4096
 SPLITS = ("train", "dev", "test")
@@ -70,7 +71,7 @@ def prepare(recipe: Recipe) -> Job:
     if recipe.adapter.name != "auto":
         check_support(facts, recipe.adapter.name, task.form, method.name)
 
-    rows, examples = _examples(task, splits, findings)
+    rows, examples = _examples(task, splits, recipe.data, findings)
     findings += check_items(
         *([_item(e, task) for e in examples[name]] for name in SPLITS),
         recipe.data,
@@ -80,7 +81,7 @@ def prepare(recipe: Recipe) -> Job:
     limit = facts.max_positions if recipe.model.max_length == "auto" else int(recipe.model.max_length)
     renderer = Renderer(tokenizer, facts.kind, task, min(limit, LONGEST_AUTOMATIC), recipe.task.chat_template)
     rendered = {name: [r for e in examples[name] for r in renderer.render(e)] for name in SPLITS}
-    findings += check_rendered(rendered, task, recipe.data)
+    findings += check_rendered(rendered, task, renderer, recipe.data)
     rendered["train"] = [r for r in rendered["train"] if _teaches(r)]
     if not rendered["train"] and not any(f.level == "error" for f in findings):
         raise DataError("Training needs at least one usable row. Received none. Try `tunefork data check` to see why.")
@@ -107,13 +108,13 @@ def refuse_errors(findings: Sequence[Finding]) -> None:
 
 
 def _examples(
-    task: Task, splits: Splits, findings: list[Finding]
+    task: Task, splits: Splits, section: DataSection, findings: list[Finding]
 ) -> tuple[dict[str, Sequence[Row]], dict[str, Sequence[Example]]]:
     rows: dict[str, Sequence[Row]] = {}
     examples: dict[str, Sequence[Example]] = {}
     for name in SPLITS:
         rows[name] = getattr(splits, name)
-        examples[name], found = build_examples(task, rows[name])
+        examples[name], found = build_examples(task, rows[name], section, labelled=True)
         findings += [Finding(f.level, f.code, f.message, f.count, f.examples, f.advice, name) for f in found]
     return rows, examples
 

@@ -52,7 +52,7 @@ def evaluate(
     splits, findings = load_splits(wanted.data.model_copy(update={"test": rows_at}), wanted.data.split_seed, None)
     task = make_task(wanted.task, wanted.data, facts.kind, splits.train or splits.test)
     trained = load_untrained(name, task, wanted.task.chat_template)
-    examples, more = build_examples(task, splits.test)
+    examples, more = build_examples(task, splits.test, wanted.data, labelled=True)
     return _measured(trained, examples, [*findings, *more], wanted.evaluate, wanted.seed)
 
 
@@ -60,15 +60,14 @@ def evaluate_rows(trained: Trained, file: str, section: EvaluateSection, seed: i
     """The same for a model that is already loaded."""
     only_test = trained.data.model_copy(update={"train": None, "dev": None, "test": file})
     splits, findings = load_splits(only_test, 0, None)
-    examples, more = build_examples(trained.task, splits.test)
+    examples, more = build_examples(trained.task, splits.test, trained.data, labelled=True)
     return _measured(trained, examples, [*findings, *more], section, seed)
 
 
 def _measured(
     trained: Trained, examples: Sequence[Any], findings: list[Finding], section: EvaluateSection, seed: int
 ) -> Evaluation:
-    labelled = [e for e in examples if e.gold is not None or e.references or e.answer is not None or e.messages]
-    if not labelled:
+    if not examples:
         shown = "; ".join(f.message for f in findings[:3])
         raise DataError(f"Evaluation needs at least one usable labelled row. Received none. {shown}")
     started = time.perf_counter()
@@ -76,7 +75,7 @@ def _measured(
         trained.model,
         trained.task,
         trained.renderer,
-        labelled,
+        examples,
         device=trained.device,
         tokens_per_batch=section.tokens_per_batch,
         compute=trained.compute,

@@ -37,7 +37,7 @@ def predict(run: str | Path, file: str | Path, out: str | Path | None = None, *,
     trained = load_trained(run, device)
     rows, findings = read_rows(str(file))
     laid_out, more = apply_layout(rows, trained.data.layout, trained.data.fields)
-    examples, unusable = build_examples(trained.task, laid_out)
+    examples, unusable = build_examples(trained.task, laid_out, trained.data, labelled=False)
     predictions = predict_examples(
         trained.model,
         trained.task,
