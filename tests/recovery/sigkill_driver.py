@@ -1,7 +1,6 @@
-"""Kills itself for real: `python -m tests.recovery.sigkill_driver` forks a child for each point, which SIGKILLs itself.
+"""Real kills: `python -m tests.recovery.sigkill_driver` forks a child for each point, which sends itself SIGKILL.
 
-Reads {"scene", "template", "points": [[folder, call, when], ...]} from its input; prints how each child ended. A call of
-null counts: the child ends well, and the number of calls is printed.
+Reads {"scene", "template", "points": [[folder, call, when], ...]} from its input; prints how each child ended.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ def main() -> None:
     order = json.load(sys.stdin)
     scene = getattr(scenes, order["scene"])
     for folder, call, when in order["points"]:
-        if order["template"]:
-            shutil.copytree(order["template"], folder)
+        shutil.copytree(order["template"], folder)
         child = os.fork()
         if child == 0:
             watched = WatchedOs(die_at=call, when=when, die=_kill_self, really_sync=True)

@@ -21,6 +21,7 @@ class WatchedOs:
 
     die_at, when: kill before or after that call, or when half of a write is written.
     fail, errno: calls for which `fail(number, name)` holds raise that OSError instead.
+    takes: bytes that one write takes at most, as the system may.
     really_sync: flush for real; a kill, unlike a loss of power, does not need it.
     """
 
@@ -32,10 +33,11 @@ class WatchedOs:
         die: Callable[[], None] | None = None,
         fail: Callable[[int, str], bool] | None = None,
         errno: int = 0,
+        takes: int | None = None,
         really_sync: bool = False,
     ) -> None:
         self.die_at, self.when, self.die = die_at, when, die
-        self.fail, self.errno, self.really_sync = fail, errno, really_sync
+        self.fail, self.errno, self.takes, self.really_sync = fail, errno, takes, really_sync
         self.calls: list[str] = []
         self.trace: list[tuple[str, Any]] = []  # (name, path or paths); writes and fsyncs by the path of their file
         self.dead = False
@@ -62,7 +64,10 @@ class WatchedOs:
         if dies and self.when == "half" and name == "write":
             os.write(args[0], args[1][: len(args[1]) // 2])
             self._kill()
-        result = None if name == "fsync" and not self.really_sync else real(*args, **kwargs)
+        if name == "write" and self.takes is not None:
+            args = (args[0], args[1][: self.takes])
+        skipped = name == "fsync" and not self.really_sync
+        result: Any = None if skipped else real(*args, **kwargs)
         if name == "open":
             self._open[result] = str(args[0])
         place = self._open.get(args[0]) if name in ("write", "fsync", "ftruncate") else str(args[0])

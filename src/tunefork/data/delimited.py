@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
@@ -35,15 +36,15 @@ def read_delimited(text: str, path: str, *, tabs: bool) -> tuple[list[Row], list
 
 def _read(text: str, path: str, tabs: bool) -> tuple[list[Row], list[Finding]]:
     findings: list[Finding] = []
-    delimiter, quoting = ("\t" if tabs else _sniff(text)), csv.QUOTE_MINIMAL
+    delimiter, quotes = ("\t" if tabs else _sniff(text)), True
     if delimiter != "," and not tabs:
         message = f"`{path}` separates its columns with a {_NAMES[delimiter]}, and was read so."
         findings.append(Finding("info", "delimiter", message))
     if tabs and '"' in text and _quotes_are_text(text, path):
-        quoting = csv.QUOTE_NONE
+        quotes = False
         message = f"`{path}` does not use quotes to enclose fields; its quotes were read as text."
         findings.append(Finding("info", "quotes-are-text", message))
-    records = _records(text, path, delimiter, quoting)
+    records = _records(text, path, delimiter, quotes)
     first = next((record for record in records if not _blank(record[1])), None)
     if first is None:
         raise DataError(f"`{path}` must hold rows. Received separators only.")
@@ -104,7 +105,8 @@ def column_names(header: Sequence[object], path: str, line: int) -> tuple[list[s
     return names, findings
 
 
-def _records(text: str, path: str, delimiter: str, quoting: int) -> Iterator[Record]:
+def _records(text: str, path: str, delimiter: str, quotes: bool) -> Iterator[Record]:
+    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     line = 1
     while True:
@@ -148,10 +150,8 @@ def _sniff(text: str) -> str:
     for delimiter in _NAMES:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         widths: list[int] = []
-        try:
+        with contextlib.suppress(csv.Error):  # said with its line when the whole file is read
             widths.extend(len(fields) for fields in itertools.islice(reader, _SNIFFED) if fields)
-        except csv.Error:
-            pass  # said with its line when the whole file is read
         score = sum(width == widths[0] for width in widths) if widths and widths[0] > 1 else 0
         if score > best_score:
             best, best_score = delimiter, score
@@ -161,13 +161,13 @@ def _sniff(text: str) -> str:
 def _quotes_are_text(text: str, path: str) -> bool:
     """Whether fewer records disagree with the header when quotes mean nothing (or as few, without joining lines)."""
 
-    def disagreeing(quoting: int) -> tuple[int, int]:
-        widths = [len(fields) for _, fields in _records(text, path, "\t", quoting) if fields]
+    def disagreeing(quotes: bool) -> tuple[int, int]:
+        widths = [len(fields) for _, fields in _records(text, path, "\t", quotes) if fields]
         return sum(width != widths[0] for width in widths), len(widths)
 
-    as_text = disagreeing(csv.QUOTE_NONE)
+    as_text = disagreeing(False)
     try:
-        enclosing = disagreeing(csv.QUOTE_MINIMAL)
+        enclosing = disagreeing(True)
     except DataError:
         return True
     return as_text[0] < enclosing[0] or (as_text[0] == enclosing[0] and as_text[1] > enclosing[1])

@@ -47,20 +47,25 @@ def find_file(path: str) -> tuple[Path, str]:
     if not file.exists():
         _refuse_missing(path, file)
     if file.is_dir():
-        inside = sorted(p.name for p in file.iterdir() if p.is_file() and _format_of(p.name))
+        inside = sorted(p.name for p in file.iterdir() if p.is_file() and format_of(p.name))
         hint = f"Try one of the files in it: {listed(inside)}." if inside else f"It holds no file of {ACCEPTED}."
         raise DataError(f"Rows must come from a file. Received the folder `{path}`. {hint}")
     if not file.is_file():
-        raise DataError(f"Rows must come from a file. Received `{path}`, a pipe or device. Try saving it to a file first.")
-    kind = _format_of(file.name)
+        raise DataError(
+            f"Rows must come from a file. Received `{path}`, a pipe or device. Try saving it to a file first."
+        )
+    kind = format_of(file.name)
     if kind is None:
         ending = "".join(file.suffixes[-2:]) if file.name.lower().endswith(".gz") else file.suffix
         shown = f"`{ending}`" if ending else "no extension"
-        raise DataError(f"A file of rows must be {ACCEPTED}. Received {shown} (`{path}`). Try converting or renaming it.")
+        raise DataError(
+            f"A file of rows must be {ACCEPTED}. Received {shown} (`{path}`). Try converting or renaming it."
+        )
     return file, kind
 
 
-def _format_of(name: str) -> str | None:
+def format_of(name: str) -> str | None:
+    """The format a file's name stands for, or None."""
     parts = name.lower().split(".")
     if len(parts) > 2 and parts[-1] == "gz":
         return parts[-2] if parts[-2] in TEXT_FORMATS else None
@@ -72,8 +77,8 @@ def _refuse_missing(path: str, file: Path) -> NoReturn:
         raise MissingFileError(f"A file of rows must exist. Received `{path}`: there is no folder `{file.parent}`.")
     siblings = sorted(p.name for p in file.parent.iterdir())
     hint = did_you_mean(file.name, siblings)
-    readable = [name for name in siblings if _format_of(name)]
-    if not hint and re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?(@\S+)?", path) and _format_of(path) is None:
+    readable = [name for name in siblings if format_of(name)]
+    if not hint and re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?(@\S+)?", path) and format_of(path) is None:
         hint = f" For a data set on the Hugging Face hub, try `hub:{path}`."
     elif not hint and readable:
         hint = f" Its folder holds {listed(readable, 6)}."
@@ -105,7 +110,9 @@ def read_bytes(file: Path, path: str) -> bytes:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise DataError(f"`{path}` must be readable. Received: {error.strerror or error}. Check its permissions.") from error
+        raise DataError(
+            f"`{path}` must be readable. Received: {error.strerror or error}. Check its permissions."
+        ) from error
     if not data:
         raise DataError(f"`{path}` must hold rows. Received an empty file (0 bytes).")
     return data
@@ -123,7 +130,8 @@ def _unpacked(data: bytes, path: str) -> bytes:
         ) from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
-            f"`{path}` must be an intact gzip file. Received a damaged one ({error}). Try `gzip -t`, then fetch it again."
+            f"`{path}` must be an intact gzip file. Received a damaged one ({error}). "
+            "Try `gzip -t`, then fetch it again."
         ) from error
 
 

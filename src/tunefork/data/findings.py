@@ -1,4 +1,4 @@
-"""Problems of single rows, counted by kind while rows are read and laid out; and the thresholds that make them errors."""
+"""Problems of single rows, counted by kind as rows are read and laid out; and thresholds that make them errors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from tunefork.data.rows import Finding
 from tunefork.data.values import counted, shorten
 
 SHOWN = 5
+
+
+class Problem(NamedTuple):
+    """Why a row cannot be used: a code of KINDS, and the particulars."""
+
+    code: str
+    what: str
 
 
 class Kind(NamedTuple):
@@ -38,14 +45,19 @@ KINDS: dict[str, Kind] = {
         "A conversation must end with an assistant message whose `weight` is not 0.",
     ),
     "user-twice": Kind(
-        "warning", "with two user messages in a row.", "Check that no reply is missing; some chat templates refuse this."
+        "warning",
+        "with two user messages in a row.",
+        "Check that no reply is missing; some chat templates refuse this.",
     ),
     "assistant-first": Kind(
         "warning", "where the assistant speaks first.", "Check the roles; some chat templates refuse this."
     ),
     "late-system": Kind(
-        "warning", "with a system message that is not the first.", "Some chat templates drop or refuse it; move it first."
+        "warning",
+        "with a system message that is not the first.",
+        "Some chat templates drop or refuse it; move it first.",
     ),
+    "joined-parts": Kind("info", "with a message in several text parts, joined by line breaks."),
     "empty-system": Kind("info", "with an empty system message, kept as it is."),
     "not-json-number": Kind(
         "warning", "with NaN or Infinity, which JSON does not have: read as missing.", "Write null, or a number."
@@ -53,7 +65,9 @@ KINDS: dict[str, Kind] = {
     "long-row": Kind("warning", "of more than a million characters, kept.", "Check that lines were not joined."),
     "blank-line": Kind("info", "skipped: blank.", noun="line"),
     "date-as-text": Kind("info", "with dates, read as ISO 8601 text such as 2026-01-31."),
-    "spreadsheet-error": Kind("warning", "with a spreadsheet error such as #REF!, read as missing.", "Mend the formula."),
+    "spreadsheet-error": Kind(
+        "warning", "with a spreadsheet error such as #REF!, read as missing.", "Mend the formula."
+    ),
     "formula-without-value": Kind(
         "warning",
         "with a formula whose result is not stored in the file, read as missing.",
@@ -90,7 +104,9 @@ class Tally:
 
     def _finding(self, code: str) -> Finding:
         kind, (count, examples) = KINDS[code], self._found[code]
-        return Finding(kind.level, code, f"{counted(count, kind.noun)} {kind.what}", count, tuple(examples), kind.advice)
+        return Finding(
+            kind.level, code, f"{counted(count, kind.noun)} {kind.what}", count, tuple(examples), kind.advice
+        )
 
 
 def refuse_above(
@@ -102,9 +118,7 @@ def refuse_above(
     if not total or touched / total <= limit:
         return findings
     note = f"That is {touched / total:.1%} of {counted(total, 'row')}; `data.{setting}` allows {limit:.1%}."
-    return [
-        replace(f, level="error", advice=f"{f.advice} {note}".strip()) if f.code in codes else f for f in findings
-    ]
+    return [replace(f, level="error", advice=f"{f.advice} {note}".strip()) if f.code in codes else f for f in findings]
 
 
 def examples_of(sources: Sequence[tuple[str, str]]) -> tuple[str, ...]:

@@ -48,8 +48,8 @@ def read_hub(path: str, role: Role) -> tuple[list[Row], list[Finding]]:
     """
     wanted = parse_hub_name(path)
     try:
-        import datasets
-        from datasets import exceptions
+        import datasets  # pyright: ignore[reportMissingImports]
+        from datasets import exceptions  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingExtraError("datasets", "hub", f"Reading `{path}`") from error
     try:

@@ -13,7 +13,7 @@ from tunefork.data.tables import read_parquet, read_workbook
 
 
 def read_rows(path: str | Path, *, role: Role = "train") -> tuple[list[Row], list[Finding]]:
-    """All rows of a csv, tsv, json, jsonl (each also .gz), xlsx or parquet file, or of `hub:owner/name[:config][@split]`.
+    """All rows of a csv, tsv, json, jsonl (each also .gz), xlsx or parquet file, or `hub:owner/name[:config][@split]`.
 
     Values of csv and tsv are text, those of the other formats keep their type. A row that is bad by itself is left
     out, with a finding that names it. `role` picks the split of a hub data set where none is named.

@@ -17,7 +17,7 @@ from tunefork.errors import DataError, MissingExtraError
 
 
 def read_workbook(file: Path, path: str) -> tuple[list[Row], list[Finding]]:
-    """Rows of the first sheet of an .xlsx workbook, whose first filled row names the columns; `line` is the sheet's row.
+    """Rows of the first sheet of an .xlsx workbook, whose first filled row names the columns; `line` is its row.
 
     Formulas give the result that was last stored. Raises MissingExtraError, or DataError for a damaged workbook,
     a name given to two columns, or a sheet without rows.
@@ -40,7 +40,8 @@ def read_workbook(file: Path, path: str) -> tuple[list[Row], list[Finding]]:
             cells = [[(cell.value, cell.data_type) for cell in row] for row in sheet.iter_rows()]
         finally:
             book.close()
-        blank_cells = any(value is None for row in cells for value, _ in row)
+        width = max(map(len, cells), default=0)  # trailing blank cells may not be there at all
+        blank_cells = any(len(row) < width or any(value is None for value, _ in row) for row in cells)
         formulas, merged = _second_look(openpyxl, file) if blank_cells else (set[tuple[int, int]](), list[str]())
     except damaged as error:
         if isinstance(error, DataError):
@@ -129,7 +130,9 @@ def read_parquet(file: Path, path: str) -> tuple[list[Row], list[Finding]]:
         ) from error
     _, findings = column_names(columns, path, 1)
     if not records:
-        raise DataError(f"`{path}` must hold rows. Received a Parquet file with the columns {listed(columns)} and no rows.")
+        raise DataError(
+            f"`{path}` must hold rows. Received a Parquet file with the columns {listed(columns)} and no rows."
+        )
     rows, more = plain_rows(records, path)
     return rows, findings + more
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +14,14 @@ import torch
 from tunefork.errors import DataError, UnsupportedError, did_you_mean
 from tunefork.evaluate import linear
 from tunefork.evaluate.demonstrations import SEPARATOR, choose_demonstrations, with_demonstrations
-from tunefork.evaluate.features import frozen_features
+from tunefork.evaluate.features import frozen_features, text_ids
+from tunefork.evaluate.generate import answer_renderer
 from tunefork.evaluate.harness import candidate_prediction, nothing, predict_examples
 from tunefork.evaluate.summary import Value, measure
 from tunefork.metrics import lead_n
 from tunefork.recipe.schema import EvaluateSection
-from tunefork.render import Renderer
-from tunefork.tasks import Example, Prediction, Task
+from tunefork.render import Rendered, Renderer
+from tunefork.tasks.base import Example, Prediction, Task
 
 Says = tuple[list[Prediction], int, list[str]]
 """Predictions in the order of the rows, rows that went through the model, and notes."""
@@ -154,15 +156,15 @@ def _tfidf(inputs: _Inputs) -> Says:
     if counts is None:
         predictions, _, notes = _majority(inputs)
         return predictions, 0, ["No words in the training texts, so it says what majority says.", *notes]
-    return *_linear(inputs, train, dev, counts, linear.TFIDF_C, 0),
+    return _linear(inputs, train, dev, counts, linear.TFIDF_C)
 
 
 def _probe(inputs: _Inputs) -> Says:
     train, dev = _labelled(inputs.train), _labelled(inputs.dev)
-    everything = [*train, *dev, *inputs.test]
+    encoded = [text_ids(inputs.renderer, _text(e)) for e in (*train, *dev, *inputs.test)]
     features = frozen_features(
         inputs.model(),
-        [inputs.renderer.text_ids(_text(e)) for e in everything],
+        [ids for ids, _ in encoded],
         pad=inputs.renderer.pad,
         device=inputs.device,
         tokens_per_batch=inputs.tokens_per_batch,
@@ -171,7 +173,13 @@ def _probe(inputs: _Inputs) -> Says:
     )
     a, b = len(train), len(train) + len(dev)
     scaled = linear.standardised(features[:a], features[a:b], features[b:])
-    return _linear(inputs, train, dev, scaled, linear.PROBE_C, len(everything))
+    predictions, _, notes = _linear(inputs, train, dev, scaled, linear.PROBE_C)
+    cut = sum(1 for _, missing in encoded if missing)
+    if cut:
+        notes.append(
+            f"{cut} of {len(encoded)} texts are longer than {inputs.renderer.max_length} tokens; their end was cut."
+        )
+    return predictions, len(encoded), notes
 
 
 def _linear(
@@ -180,7 +188,6 @@ def _linear(
     dev: Sequence[Example],
     features: Sequence[object],
     grid: Sequence[float],
-    forwarded: int,
 ) -> Says:
     task = inputs.task
 
@@ -202,7 +209,7 @@ def _linear(
         check=inputs.check,
     )
     predictions = [candidate_prediction(task, e, p) for e, p in zip(inputs.test, probabilities, strict=True)]
-    return predictions, forwarded, [note]
+    return predictions, 0, [note]
 
 
 def _zero_shot(inputs: _Inputs) -> Says:
@@ -210,23 +217,42 @@ def _zero_shot(inputs: _Inputs) -> Says:
 
 
 def _in_context(inputs: _Inputs) -> Says:
-    wanted = inputs.section.demonstrations
-    chosen = choose_demonstrations(inputs.task, inputs.train, inputs.test, wanted, inputs.seed)
-    asked, left_out, rows_short = [], 0, 0
+    task, wanted = inputs.task, inputs.section.demonstrations
+    chosen = choose_demonstrations(task, inputs.train, inputs.test, wanted, inputs.seed)
+    asking = answer_renderer(inputs.model(), inputs.renderer) if task.form == "text" else inputs.renderer
+    asked: list[Example] = []
+    rendered: list[Rendered] = []
+    left_out = rows_short = 0
     for example in inputs.test:
-        kept = list(chosen)
-        while kept and inputs.renderer.prompt(with_demonstrations(example, kept)).cut:
-            kept.pop(0)
-        left_out += len(chosen) - len(kept)
-        rows_short += len(kept) < len(chosen)
-        asked.append(with_demonstrations(example, kept))
+        inputs.check()
+        question, pieces, kept = _fitted(task, asking, example, chosen)
+        asked.append(question)
+        rendered += pieces
+        left_out += len(chosen) - kept
+        rows_short += kept < len(chosen)
     notes = [f"{len(chosen)} demonstrations from train: {', '.join(e.source for e in chosen)}."]
     if len(chosen) < wanted:
         notes.append(f"{wanted} were asked for; train has no more that are answered and not asked.")
     if left_out:
-        notes.append(f"{left_out} did not fit in {rows_short} of {len(asked)} rows and were left out, the first ones first.")
+        notes.append(
+            f"{left_out} did not fit, in {rows_short} of {len(asked)} rows, and were left out, the first ones first."
+        )
     stop = () if any(SEPARATOR in (e.answer or "") for e in chosen) else (SEPARATOR,)
-    return _ask(inputs, asked, stop), len(asked), notes
+    return _ask(inputs, asked, rendered=rendered, more_stops=stop), len(asked), notes
+
+
+def _fitted(
+    task: Task, renderer: Renderer, example: Example, demonstrations: Sequence[Example]
+) -> tuple[Example, list[Rendered], int]:
+    """The question after as many demonstrations as fit, from the right; it rendered; and how many there are."""
+    for first in range(len(demonstrations)):
+        question = with_demonstrations(example, demonstrations[first:], masked=renderer.model_kind == "masked")
+        if task.form == "text" and renderer.prompt(question).cut:
+            continue
+        pieces = renderer.render(question)
+        if not any(r.cut for r in pieces):
+            return question, pieces, len(demonstrations) - first
+    return example, renderer.render(example), 0
 
 
 def _lead3(inputs: _Inputs) -> Says:
@@ -236,7 +262,7 @@ def _lead3(inputs: _Inputs) -> Says:
     return predictions, 0, []
 
 
-def _ask(inputs: _Inputs, examples: Sequence[Example], stop: Sequence[str] = ()) -> list[Prediction]:
+def _ask(inputs: _Inputs, examples: Sequence[Example], **more: Any) -> list[Prediction]:
     return predict_examples(
         inputs.model(),
         inputs.task,
@@ -246,7 +272,7 @@ def _ask(inputs: _Inputs, examples: Sequence[Example], stop: Sequence[str] = ())
         tokens_per_batch=inputs.tokens_per_batch,
         check=inputs.check,
         compute=inputs.compute,
-        more_stops=stop,
+        **more,
     )
 
 
@@ -271,12 +297,13 @@ def _misfit(info: BaselineInfo, task: Task) -> str | None:
 
 
 _LABELLED, _ASKED = ("verbalizer", "head"), ("verbalizer", "choice", "text")
+_ANSWERED = (*_LABELLED, "choice")
 _REGISTRY: dict[str, tuple[BaselineInfo, Callable[[_Inputs], Says]]] = {
     info.name: (info, say)
     for info, say in (
-        (BaselineInfo("majority", "Always the most frequent answer of train.", (*_LABELLED, "choice"), False), _majority),
+        (BaselineInfo("majority", "Always the most frequent answer of train.", _ANSWERED, False), _majority),
         (BaselineInfo("lead3", "The first three sentences.", ("text",), False, metric="rouge"), _lead3),
-        (BaselineInfo("tfidf", "Logistic regression on TF-IDF of word 1-grams and 2-grams.", _LABELLED, False), _tfidf),
+        (BaselineInfo("tfidf", "Logistic regression on TF-IDF of words and word pairs.", _LABELLED, False), _tfidf),
         (BaselineInfo("zero_shot", "The untrained model, asked the same.", (*_ASKED, "chat"), True), _zero_shot),
         (BaselineInfo("in_context", "The untrained model, shown answered rows first.", _ASKED, True), _in_context),
         (BaselineInfo("probe", "Logistic regression on the untrained model's features.", _LABELLED, True), _probe),

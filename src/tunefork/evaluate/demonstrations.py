@@ -8,10 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from tunefork.tasks.base import Example, Task
+from tunefork.tasks.base import MASK, Example, Task
 
 SEPARATOR = "\n\n"
-MASK = "[MASK]"
 
 
 def choose_demonstrations(
@@ -38,17 +37,17 @@ def choose_demonstrations(
     return [chosen[i] for i in generator.permutation(len(chosen))]
 
 
-def with_demonstrations(example: Example, demonstrations: Sequence[Example]) -> Example:
-    """The same question after answered ones, a blank line between any two."""
-    return replace(example, prompt=SEPARATOR.join([*map(shown, demonstrations), example.prompt]))
+def with_demonstrations(example: Example, demonstrations: Sequence[Example], *, masked: bool) -> Example:
+    """The same question after answered ones, a blank line between any two.
+
+    `masked`: the prompts hold a mask, and a demonstration has its answer in the mask's place.
+    """
+    return replace(example, prompt=SEPARATOR.join([*(_shown(d, masked) for d in demonstrations), example.prompt]))
 
 
-def shown(example: Example) -> str:
-    """A row with its answer, as it stands in a prompt. A masked prompt has the answer in the mask's place."""
+def _shown(example: Example, masked: bool) -> str:
     answer = _answer(example) or ""
-    if MASK in example.prompt:
-        return example.prompt.replace(MASK, answer.strip())
-    return example.prompt + answer
+    return example.prompt.replace(MASK, answer.strip()) if masked else example.prompt + answer
 
 
 def _answer(example: Example) -> str | None:

@@ -13,6 +13,15 @@ from transformers import PreTrainedModel
 from tunefork.errors import UnsupportedError
 from tunefork.evaluate.batching import pack
 from tunefork.evaluate.prefix import bare_model
+from tunefork.render import Renderer
+
+
+def text_ids(renderer: Renderer, text: str) -> tuple[list[int], int]:
+    """The bare text as ids between the tokenizer's own special tokens, and how many were cut off its end to fit."""
+    ids = list(renderer.tokenizer(text, add_special_tokens=False)["input_ids"])
+    room = renderer.max_length - len(renderer.start) - len(renderer.end)
+    kept = [*renderer.start, *ids[:room], *renderer.end]
+    return kept or [renderer.pad], max(0, len(ids) - room)
 
 
 def frozen_features(

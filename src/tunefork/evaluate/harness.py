@@ -18,7 +18,8 @@ from tunefork.render import Rendered, Renderer
 from tunefork.tasks.base import Example, Prediction, Task
 from tunefork.tasks.loss import normalised_scores, row_losses, row_scores
 
-LOSS = "loss"  # the one metric of text that needs no generated answer
+LOSS = "loss"
+UNGENERATED = (LOSS, "stopped")  # no text is generated for these alone: chats are long
 
 
 def nothing() -> None:
@@ -54,20 +55,24 @@ def predict_examples(
     """A prediction a row, in the order given; batched by length, `tokens_per_batch` padded tokens at most.
 
     Tasks with candidates give probabilities. Text and chat give the loss of the right answer (mean nats a trained
-    token) where there is one, and greedy text where `generated` says so (None: where a metric needs it), which ends
-    at the task's stop strings or `more_stops`.
+    token) where there is one, and greedy text where `generated` says so (None: where a metric other than `loss` and
+    `stopped` needs it), which ends at the end token, the task's stop strings or `more_stops`.
 
     `rendered` saves rendering again: what `renderer.render` gave for these very examples, in any order. `check` is
     called before every batch and at every generated token; what it raises comes through. `compute` is the context
     of each forward pass (autocast). The model comes back in the mode it was in; no random state is touched.
     """
     now = _Pass(model, renderer, device, tokens_per_batch, check, compute)
-    pieces = rendered if rendered is not None else [r for e in examples for r in renderer.render(e)]
+    if rendered is None:
+        pieces = [(i, r) for i, example in enumerate(examples) for r in renderer.render(example)]
+    else:
+        place = {id(example): i for i, example in enumerate(examples)}
+        pieces = [(place[id(r.example)], r) for r in rendered]
     with _evaluating(model):
         if task.form not in ("text", "chat"):
             return _candidates(now, task, examples, pieces)
         if generated is None:
-            generated = any(metric != LOSS for metric in task.metrics)
+            generated = any(metric not in UNGENERATED for metric in task.metrics)
         return _texts(now, task, examples, pieces, generated, (*task.stop, *more_stops))
 
 
@@ -152,10 +157,10 @@ def candidate_prediction(task: Task, example: Example, probabilities: Sequence[f
 
 
 def _candidates(
-    now: _Pass, task: Task, examples: Sequence[Example], pieces: Sequence[Rendered]
+    now: _Pass, task: Task, examples: Sequence[Example], pieces: Sequence[tuple[int, Rendered]]
 ) -> list[Prediction]:
-    by_example = {id(r.example): r for r in pieces}
-    scores = _scores(now, [by_example[id(e)] for e in examples])
+    rendered = dict(pieces)
+    scores = _scores(now, [rendered[i] for i in range(len(examples))])
     return [candidate_prediction(task, e, np.exp(row)) for e, row in zip(examples, scores, strict=True)]
 
 
@@ -165,14 +170,13 @@ def _scores(now: _Pass, rendered: Sequence[Rendered]) -> list[np.ndarray]:
     sharing = [i for i, r in enumerate(rendered) if share and r.fanned_out and r.ids]
     whole = sorted(set(range(len(rendered))) - set(sharing))
     found: dict[int, np.ndarray] = {}
-    fans = [len(rendered[i].candidates) if rendered[i].fanned_out else 1 for i in whole]
-    for group in pack([rendered[i].longest for i in whole], now.tokens_per_batch, fans):
+    for rows in _groups(now, [rendered[i] for i in whole]):
         now.check()
-        rows = [whole[k] for k in group]
-        batch = now.renderer.batch([rendered[i] for i in rows]).to(now.device)
+        some = [whole[k] for k in rows]
+        batch = now.renderer.batch([rendered[i] for i in some]).to(now.device)
         with now.compute():
             scores = row_scores(now.model, batch).cpu().numpy()
-        for i, row in zip(rows, scores, strict=True):
+        for i, row in zip(some, scores, strict=True):
             found[i] = row[: len(rendered[i].candidates) or None]
     sums = prefix_scores(
         now.model,
@@ -194,16 +198,15 @@ def _texts(
     now: _Pass,
     task: Task,
     examples: Sequence[Example],
-    pieces: Sequence[Rendered],
+    pieces: Sequence[tuple[int, Rendered]],
     generated: bool,
     stops: Sequence[str],
 ) -> list[Prediction]:
     """Loss where the right answer is known, and text where it is asked for."""
-    place = {id(e): i for i, e in enumerate(examples)}
-    learned = [r for r in pieces if any(r.trained[1:])]  # several an example, where a template rewrites earlier turns
+    learned = [(i, r) for i, r in pieces if any(r.trained[1:])]  # several a chat whose template rewrites earlier turns
     sums = np.zeros((len(examples), 2))
-    for piece, pair in zip(learned, _losses(now, learned), strict=True):
-        sums[place[id(piece.example)]] += pair
+    for (i, _), pair in zip(learned, _losses(now, [r for _, r in learned]), strict=True):
+        sums[i] += pair
     said: list[Generated | None] = [None] * len(examples)
     cuts = [0] * len(examples)
     if generated:
@@ -212,7 +215,7 @@ def _texts(
         cuts = [p.cut for p in prompts]
         said[:] = generate(
             now.model,
-            now.renderer.tokenizer,
+            now.renderer,
             [p.ids for p in prompts],
             max_new_tokens=task.max_new_tokens,
             stop=stops,
@@ -245,8 +248,7 @@ def _right(example: Example) -> str | None:
 def _losses(now: _Pass, rendered: Sequence[Rendered]) -> list[tuple[float, float]]:
     """(summed loss, weight) of each."""
     found: list[tuple[float, float]] = [(0.0, 0.0)] * len(rendered)
-    fans = [len(r.candidates) if r.fanned_out else 1 for r in rendered]
-    for group in pack([r.longest for r in rendered], now.tokens_per_batch, fans):
+    for group in _groups(now, rendered):
         now.check()
         batch = now.renderer.batch([rendered[k] for k in group], learn=True).to(now.device)
         with now.compute():
@@ -254,6 +256,17 @@ def _losses(now: _Pass, rendered: Sequence[Rendered]) -> list[tuple[float, float
         for k, loss, weight in zip(group, losses.tolist(), batch.weights.tolist(), strict=True):
             found[k] = (loss, weight)
     return found
+
+
+def _groups(now: _Pass, rendered: Sequence[Rendered]) -> list[list[int]]:
+    """Batches of row numbers. Rows of one sequence and rows of several do not mix: a batch fans out all or none."""
+    groups: list[list[int]] = []
+    for fanned in (False, True):
+        rows = [i for i, r in enumerate(rendered) if r.fanned_out == fanned]
+        fans = [len(rendered[i].candidates) if fanned else 1 for i in rows]
+        packed = pack([rendered[i].longest for i in rows], now.tokens_per_batch, fans)
+        groups += [[rows[k] for k in group] for group in packed]
+    return groups
 
 
 @contextmanager

@@ -24,17 +24,21 @@ _WORD = r"(?u)\b\w+\b"  # scikit-learn's default drops one-letter words, and wit
 
 
 def word_counts(train: Sequence[str], *others: Sequence[str]) -> list[Any] | None:
-    """TF-IDF of word 1-grams and 2-grams, learned from `train` alone: one sparse matrix a split, or None without words."""
+    """TF-IDF of word 1-grams and 2-grams, learned from `train` alone; None without words.
+
+    One sparse matrix a split, or None for a split without rows.
+    """
     if not any(re.search(_WORD, text) for text in train):
         return None
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=_WORD, sublinear_tf=True, dtype=np.float64)
-    return [vectorizer.fit_transform(train), *(vectorizer.transform(texts) for texts in others)]
+    return [vectorizer.fit_transform(train), *(vectorizer.transform(texts) if texts else None for texts in others)]
 
 
 def standardised(train: NDArray[np.float32], *others: NDArray[np.float32]) -> list[Floats]:
     """Zero mean and unit variance by column, as measured on `train`."""
     scaler = StandardScaler().fit(train.astype(np.float64))
-    return [scaler.transform(x.astype(np.float64)) if len(x) else x.astype(np.float64) for x in (train, *others)]
+    wide = [x.astype(np.float64) for x in (train, *others)]
+    return [np.asarray(scaler.transform(x)) if len(x) else x for x in wide]
 
 
 def classify(
@@ -58,7 +62,7 @@ def classify(
         only = np.zeros((test_x.shape[0], n_classes))
         only[:, train_y[0]] = 1.0
         return only, "All training rows have the same label, so it always says that one."
-    if dev_x is not None and dev_x.shape[0]:
+    if dev_x is not None:
         fits = []
         for c in grid:
             check()

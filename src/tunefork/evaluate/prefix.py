@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -59,6 +60,7 @@ def prefix_scores(
     Prompts must not be empty, nor candidates. A batch holds at most `tokens_per_batch` padded tokens, the cached
     ones counted, or one sequence. Requires `can_share_prefix(model)`; call it in eval and inference mode.
     """
+    config: Any = bare_model(model).config
     scores: list[list[float]] = [[] for _ in prompts]
     for group in pack([len(p) for p in prompts], tokens_per_batch):
         check()
@@ -69,7 +71,7 @@ def prefix_scores(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=DynamicCache(config=bare_model(model).config),
+                past_key_values=DynamicCache(config=config),
                 use_cache=True,
                 logits_to_keep=1,
             )

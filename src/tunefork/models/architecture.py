@@ -29,24 +29,23 @@ from tunefork.models.quiet import quiet
 from tunefork.recipe.schema import ModelKind
 
 _AUTO = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM, "encoder": AutoModel}
-_HEADS = "AutoModelForSequenceClassification"
 NO_LIMIT = 1 << 20  # positions of models that name no limit
 
 
 def read_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
-    """The config of a model folder. Raises UnsupportedError when transformers cannot read it, or it wants its own code."""
+    """The config of a model folder. Raises UnsupportedError when it cannot be read, or wants code of its own."""
     try:
         with quiet():
             return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        first = " ".join(str(error).split())[:240]
-        if "trust_remote_code" in first:
+        text = " ".join(str(error).split())
+        if "trust_remote_code" in text:
             raise UnsupportedError(
                 f"A model must be one transformers knows. Received {str(folder)!r}, which brings code of its own. "
                 "Try --set model.trust_remote_code=true once you have read that code."
             ) from None
         raise UnsupportedError(
-            f"config.json must be one transformers can read. Received {str(folder)!r}: {first} "
+            f"config.json must be one transformers can read. Received {str(folder)!r}: {text[:240]} "
             "Try a newer transformers, or another model."
         ) from None
 
@@ -61,8 +60,8 @@ def natural_kind(config: PretrainedConfig) -> tuple[ModelKind, str]:
     named = (config.architectures or [""])[0]
     if config.is_encoder_decoder:
         raise UnsupportedError(
-            f"A model must be a causal, masked or encoder one. Received {named or config.model_type}, which has both an "
-            "encoder and a decoder. Try a causal model."
+            f"A model must be a causal, masked or encoder one. Received {named or config.model_type}, which has both "
+            "an encoder and a decoder. Try a causal model."
         )
     why = f"its config says {named}" if named else f"its config says model_type {config.model_type}"
     if _knows(config, "masked"):
@@ -99,9 +98,16 @@ def meta_model(config: PretrainedConfig, kind: ModelKind, head: bool, trust_remo
         return auto_class(kind, head).from_config(config, trust_remote_code=trust_remote_code)
 
 
+def without_quantization(config: PretrainedConfig) -> PretrainedConfig:
+    """A copy that describes the same model in plain weights."""
+    plain = type(config).from_dict(config.to_dict())
+    plain.__dict__.pop("quantization_config", None)
+    return plain
+
+
 def has_head_class(config: PretrainedConfig) -> bool:
     """Whether transformers has this architecture with a classification head."""
-    return type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or _HEADS in (getattr(config, "auto_map", 0) or {})
+    return _mapped(config, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "AutoModelForSequenceClassification")
 
 
 def has_plain_cache(config: PretrainedConfig, model: torch.nn.Module) -> bool:
@@ -109,7 +115,7 @@ def has_plain_cache(config: PretrainedConfig, model: torch.nn.Module) -> bool:
     if "past_key_values" not in inspect.signature(model.forward).parameters and not _knows(config, "masked"):
         return False
     text = config.get_text_config()
-    if any(getattr(text, name, None) for name in ("per_layer_config", "num_kv_shared_layers", "kv_lora_rank")):
+    if any(getattr(text, name, None) for name in ("num_kv_shared_layers", "kv_lora_rank")):
         return False
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=text).layers)
 
@@ -144,4 +150,9 @@ def _knows(config: PretrainedConfig, kind: ModelKind) -> bool:
         "causal": (MODEL_FOR_CAUSAL_LM_MAPPING, "AutoModelForCausalLM"),
         "masked": (MODEL_FOR_MASKED_LM_MAPPING, "AutoModelForMaskedLM"),
     }[kind]
-    return type(config) in mapping or name in (getattr(config, "auto_map", None) or {})
+    return _mapped(config, mapping, name)
+
+
+def _mapped(config: PretrainedConfig, mapping: Any, name: str) -> bool:
+    own: dict[str, str] = getattr(config, "auto_map", None) or {}
+    return type(config) in mapping or name in own

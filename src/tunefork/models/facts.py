@@ -19,6 +19,7 @@ from tunefork.models.architecture import (
     meta_model,
     natural_kind,
     read_config,
+    without_quantization,
 )
 from tunefork.models.source import Source, find_source, fingerprint, read_json, safetensors_header, weight_files
 from tunefork.recipe.schema import ModelKind, ModelSection
@@ -81,8 +82,7 @@ def inspect_model(section: ModelSection) -> ModelFacts:
     else:
         kind, why = checked_kind(config, section.kind), "as asked"
     quantized = _is_nf4(config)
-    shapeless = _without_quantization(config)
-    modules = meta_model(shapeless, kind, False, section.trust_remote_code)
+    modules = meta_model(without_quantization(config), kind, False, section.trust_remote_code)
     text = config.get_text_config()
     heads = int(getattr(text, "num_attention_heads", 0) or 1)
     hidden = int(text.hidden_size)
@@ -125,13 +125,6 @@ def _is_nf4(config: PretrainedConfig) -> bool:
         "A quantised model must be stored as NF4 by bitsandbytes. Received the quantisation "
         f"{found.get('quant_method', 'of an unknown kind')!r}. Try the original model; adapter qlora quantises it."
     )
-
-
-def _without_quantization(config: PretrainedConfig) -> PretrainedConfig:
-    plain = type(config).from_dict(config.to_dict())
-    if getattr(plain, "quantization_config", None) is not None:
-        del plain.quantization_config
-    return plain
 
 
 def _ffn(text: PretrainedConfig, hidden: int) -> int:

@@ -46,7 +46,9 @@ def find_source(name: str, revision: str | None) -> Source:
         _check_folder(folder)
         return Source(folder.resolve())
     if folder.exists():
-        raise MissingFileError(f"`model.name` must be a folder or hub name. Received the file {name!r}. Try its folder.")
+        raise MissingFileError(
+            f"`model.name` must be a folder or hub name. Received the file {name!r}. Try its folder."
+        )
     if not _HUB_NAME.fullmatch(name):
         raise MissingFileError(
             f"`model.name` must be a folder that is there, or a hub name. Received {name!r}, which is neither."

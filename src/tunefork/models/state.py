@@ -18,7 +18,7 @@ def trainable_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_trainable_state(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Puts back what `trainable_state` returned, bit for bit. Raises RunError, and changes nothing, where it differs."""
+    """Puts back what `trainable_state` returned, bit for bit. Raises RunError, changing nothing, where it differs."""
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name in sorted(own.keys() ^ state.keys()):
         where = "the model trains it, the state lacks it" if name in own else "the model does not train it"

@@ -28,10 +28,10 @@ def check_support(
             f"Received adapter head with method {method}. Try --adapter lora, or --set task.form=head for a "
             "classification task."
         )
-    if adapter == "none" and facts.quantized:
+    if adapter in ("none", "head") and facts.quantized:  # transformers cannot write a model it has read as NF4
         raise UnsupportedError(
-            f"Full training (adapter none, method {method}) needs weights that are not quantised. Received "
-            f"{facts.name!r}, stored as NF4. Try --adapter qlora."
+            f"Adapter {adapter} (method {method}) keeps a whole model, which needs weights that are not quantised. "
+            f"Received {facts.name!r}, stored as NF4. Try --adapter qlora, which trains a head too where there is one."
         )
     if adapter == "prefix":
         _check_prefix(facts, form, activation_checkpointing)
@@ -72,8 +72,8 @@ def _check_form(facts: ModelFacts, form: Form) -> None:
 def _check_prefix(facts: ModelFacts, form: Form, activation_checkpointing: bool) -> None:
     if facts.kind == "masked" and form != "head":
         raise UnsupportedError(
-            f"A prefix is offered for causal models, and for others with a head. Received {facts.name!r}, a masked model "
-            "asked in words, which PEFT cannot do. Try --adapter lora, or --set task.form=head."
+            f"A prefix is offered for causal models, and for others with a head. Received {facts.name!r}, a masked "
+            "model asked in words, which PEFT cannot do. Try --adapter lora, or --set task.form=head."
         )
     if not facts.has_plain_cache:
         raise UnsupportedError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -90,7 +91,9 @@ def parse_labels(text: str) -> dict[str, str]:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML that `load_recipe` reads back to an equal one."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    tree = recipe.model_dump(mode="json")
+    odd = _YAML_BREAKS.search(json.dumps(tree, ensure_ascii=False))
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=not odd, width=100)
 
 
 def all_paths(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -126,6 +129,15 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|Tr
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that `_Loader` would read as something else."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+_YAML_BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")  # PyYAML writes these raw and reads them as line breaks
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

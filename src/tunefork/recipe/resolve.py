@@ -26,6 +26,7 @@ class Situation:
     sequences_per_row: int  # 1, or the number of candidates that are sequences of their own
     has_dev: bool
     quantized: bool
+    baselines: tuple[str, ...]  # that fit the task
     checkpointing_needed: bool  # the forecast without activation checkpointing does not fit
 
 
@@ -92,7 +93,7 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
         now.checkpointing_needed,
         "the forecast without it does not fit the memory there is" if now.checkpointing_needed else "memory suffices",
     )
-    fill("evaluate.baselines", _baselines(now.form), f"those that fit the form {now.form}")
+    fill("evaluate.baselines", now.baselines, "all that fit the task")
     return Resolved(Recipe.model_validate(tree), tuple(reasons), steps, per_epoch)
 
 
@@ -121,16 +122,6 @@ def _epochs(per_epoch: int, max_steps: int | None) -> tuple[float, str]:
         return float(math.ceil(max_steps / per_epoch)), "as many as max_steps needs"
     epochs = min(10, max(3, math.ceil(300 / per_epoch)))
     return float(epochs), "3 to 10: enough for about 300 steps"
-
-
-def _baselines(form: str) -> tuple[str, ...]:
-    if form == "head":
-        return ("majority", "tfidf", "probe")
-    if form == "verbalizer":
-        return ("majority", "tfidf", "zero_shot", "in_context", "probe")
-    if form == "choice":
-        return ("majority", "zero_shot", "in_context")
-    return ("zero_shot", "in_context", "lead3") if form == "text" else ("zero_shot",)
 
 
 def _length_reason(now: Situation) -> str:

@@ -6,16 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import numpy as np
-
 from tunefork.data.rows import Row
+from tunefork.metrics.statistics import Statistic
+
+MASK = "[MASK]"  # where a masked prompt has its answer, whatever the tokenizer's own mask token is called
+
+
+Form = Literal["verbalizer", "choice", "head", "text", "chat"]
+Objective = Literal["candidates", "answer"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a chat. `trained` is false for turns the loss must skip (`weight: 0`)."""
 
-    role: Literal["system", "user", "assistant", "tool"]
+    role: Role
     content: str
     trained: bool = True
     extra: Mapping[str, Any] | None = None  # tool_calls, name … as the template wants them
@@ -56,17 +62,6 @@ class Prediction:
     cut: int = 0  # generation: prompt tokens left out to make room for the answer
 
 
-class Statistic(Protocol):
-    """A metric that can be recomputed on any resample of its rows."""
-
-    name: str
-    higher_is_better: bool
-
-    def __call__(self, rows: np.ndarray) -> float:
-        """Value on the rows with these indices (repeats allowed)."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class TaskInfo:
     """A task kind or preset as the registry lists it."""
@@ -83,8 +78,10 @@ class Task(Protocol):
 
     info: TaskInfo
     labels: tuple[str, ...]  # names shown to the model, in order; empty for choice, generation and chat
-    form: Literal["verbalizer", "choice", "head", "text", "chat"]
-    objective: Literal["candidates", "answer"]
+    form: Form
+    objective: Objective
+    automatic_objective: bool  # nobody asked for `objective`: the renderer takes candidates where labels are one token
+    wording: Mapping[str, Any]  # templates and label names, as JSON: what decides the text
     metric: str  # chooses the best checkpoint
     metrics: tuple[str, ...]
     stop: tuple[str, ...]

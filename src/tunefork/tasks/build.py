@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from tunefork.data.findings import refuse_above
 from tunefork.data.rows import Finding, Row
-from tunefork.data.values import counted
-from tunefork.errors import DataError
+from tunefork.data.values import counted, listed
+from tunefork.errors import DataError, UnsupportedError
 from tunefork.recipe.schema import DataSection, ModelKind, TaskSection
 from tunefork.tasks.base import Example, Task, TaskInfo
 from tunefork.tasks.chat import ChatTask
@@ -34,16 +34,20 @@ def make_task(
     """The task `section.name` for this kind of model. Label names come from `labels` (a trained model's), from
     `data.labels`, from the preset, or from `rows` (the training rows), in this order.
 
-    Raises RecipeError for an unknown task, DataError when labels are needed and cannot be found.
+    Raises RecipeError for an unknown task or setting, UnsupportedError for a task this kind of model cannot do,
+    DataError when labels are needed and cannot be found.
     """
     spec = find_spec(section)
     if spec.kind in ("classification", "scoring"):
-        names, mapping = find_labels(spec, rows, data.labels or ({n: n for n in labels} if labels else None))
-        if labels is not None:
-            names = tuple(labels)
+        names, mapping = find_labels(spec, rows, data.labels, labels)
         return LabelledTask(spec, section, model_kind, names, mapping)
+    if model_kind != "causal":
+        raise UnsupportedError(
+            f"The task {spec.name} ({spec.kind}) needs a causal model. Received a model of kind {model_kind}. "
+            "Try a causal model, or --task classification."
+        )
     if spec.kind == "choice":
-        return ChoiceTask(spec, section)
+        return ChoiceTask(spec, section, rows)
     return ChatTask(spec) if spec.kind == "chat" else TextTask(spec, section)
 
 
@@ -56,6 +60,7 @@ def build_examples(
     """
     examples: list[Example] = []
     bad: list[str] = []
+    positions = 0
     parts = task.rows(rows)
     for row in parts:
         try:
@@ -64,11 +69,16 @@ def build_examples(
             bad.append(str(error))
             continue
         if labelled and not _answered(example):
-            bad.append(f"{row.source}: no label or answer")
-        else:
-            examples.append(example)
+            bad.append(f"{row.source}: no label or answer; the row has {listed(sorted(map(str, row.values)))}")
+            continue
+        examples.append(example)
+        positions += isinstance(task, ChoiceTask) and task.by_position(row)
+    notes: list[Finding] = []
+    if positions:
+        text = f"{counted(positions, 'right answer')} read as positions of the choices, counted from 0."
+        notes.append(Finding("info", "right-by-position", text, positions, (), "Write the text of the choice if not."))
     if not bad:
-        return examples, []
+        return examples, notes
     finding = Finding(
         "warning",
         "unusable-row",
@@ -77,8 +87,10 @@ def build_examples(
         tuple(bad[:_SHOWN]),
         "Mend these rows, or name the right columns with --text-field, --label-field or --set data.fields.NAME=COLUMN.",
     )
-    return examples, refuse_above([finding], {"unusable-row"}, len(parts), section.max_unusable, "max_unusable")
+    return examples, notes + refuse_above([finding], {"unusable-row"}, len(parts), section.max_unusable, "max_unusable")
 
 
 def _answered(example: Example) -> bool:
-    return example.gold is not None or example.answer is not None or any(m.role == "assistant" for m in example.messages)
+    return (
+        example.gold is not None or example.answer is not None or any(m.role == "assistant" for m in example.messages)
+    )

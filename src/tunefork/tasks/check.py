@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 
 from tunefork.data.findings import SHOWN, refuse_above
 from tunefork.data.rows import Finding
@@ -11,55 +12,58 @@ from tunefork.recipe.schema import DataSection
 from tunefork.render import Rendered, Renderer
 from tunefork.tasks.base import Task
 
+UNKNOWN_SHARE = 0.01  # of a split's tokens that may be unknown to the tokenizer before a warning
+
 
 def check_rendered(
     rendered: Mapping[str, Sequence[Rendered]], task: Task, renderer: Renderer, section: DataSection
 ) -> list[Finding]:
-    """Findings on the tokens of every split."""
+    """Findings on the tokens of every split, errors where `section` allows no more of them."""
     findings: list[Finding] = []
+    learns_text = task.form in ("text", "chat")
     for split, rows in rendered.items():
         if not rows:
             continue
         findings += _cut(split, rows, section)
-        if task.form in ("text", "chat"):
+        if learns_text:
             findings += _untrained(split, rows, section)
         findings += _alike(split, rows)
-    if task.form in ("text", "chat") and rendered.get("train"):
+        findings += _unknown(split, rows, renderer)
+    if learns_text and rendered.get("train"):
         findings += _stop(rendered["train"], renderer)
     return findings
 
 
-def _named(rows: Sequence[tuple[Rendered, str]]) -> tuple[str, ...]:
-    return tuple(f"{r.example.source}: {what}" for r, what in rows[:SHOWN])
+def _named(rows: Sequence[Rendered], what: Callable[[Rendered], str]) -> tuple[str, ...]:
+    return tuple(f"{r.example.source}: {what(r)}" for r in rows[:SHOWN])
 
 
 def _cut(split: str, rows: Sequence[Rendered], section: DataSection) -> list[Finding]:
-    cut = [(r, f"{r.length} tokens, {r.cut} cut from the {r.cut_side}") for r in rows if r.cut and not r.answer_cut]
-    if not cut:
-        return []
-    lost = sum(r.cut for r, _ in cut)
-    finding = Finding(
-        "warning",
-        "cut-row",
-        f"{counted(len(cut), 'row')} cut to fit, {lost:,} tokens in all, from the {cut[0][0].cut_side}; never the answer.",
-        len(cut),
-        _named(cut),
-        "Raise model.max_length if the model allows it, or shorten these rows.",
-        split,
-    )
-    return refuse_above([finding], {"cut-row"}, len(rows), section.max_cut, "max_cut")
+    """Over-long rows, by the side they were cut from; the share of all together is what may not exceed max_cut."""
+    words = {"left": "from the left", "right": "from the right", "turns": "as the oldest turns"}
+    found: list[Finding] = []
+    for side, where in words.items():
+        cut = [r for r in rows if r.cut and not r.answer_cut and r.cut_side == side]
+        if cut:
+            lost = sum(r.cut for r in cut)
+            text = f"{counted(len(cut), 'row')} cut to fit, {lost:,} tokens in all, {where}; never the answer."
+            shown = _named(cut, lambda r: f"{r.length} tokens, {r.cut} of them left out")
+            advice = "Raise model.max_length if the model allows it, or shorten these rows."
+            found.append(Finding("warning", "cut-row", text, len(cut), shown, advice, split))
+    return refuse_above(found, {"cut-row"}, len(rows), section.max_cut, "max_cut")
 
 
 def _untrained(split: str, rows: Sequence[Rendered], section: DataSection) -> list[Finding]:
-    empty = [(r, "the answer does not fit" if r.answer_cut else "no trained token") for r in rows if not any(r.trained)]
+    """Rows whose answer does not fit, or that have no reply to learn from."""
+    empty = [r for r in rows if not any(r.trained[1:])]
     if not empty:
         return []
     finding = Finding(
         "warning",
         "nothing-trained",
-        f"{counted(len(empty), 'row')} teach nothing: no token of the answer is trained.",
+        f"{counted(len(empty), 'row')} without a trained token: nothing is learned from them.",
         len(empty),
-        _named(empty),
+        _named(empty, lambda r: f"the answer does not fit {len(r.ids)} tokens" if r.answer_cut else "no trained token"),
         "Raise model.max_length, or shorten or remove these rows.",
         split,
     )
@@ -67,37 +71,77 @@ def _untrained(split: str, rows: Sequence[Rendered], section: DataSection) -> li
 
 
 def _stop(rows: Sequence[Rendered], renderer: Renderer) -> list[Finding]:
-    """A model that is never shown the end token in its place never learns to stop."""
-    end = renderer.tokenizer.eos_token_id
+    """A model that is never shown the stop token in its place never learns to stop."""
     trained = [r for r in rows if any(r.trained)]
-    taught = sum(any(use and token == end for token, use in zip(r.ids, r.trained, strict=True)) for r in trained)
-    if not trained or (end is not None and taught == len(trained)):
+    missing = [r for r in trained if not _ends_trained(r, renderer.stop_ids)]
+    if not missing:
         return []
-    name = renderer.tokenizer.eos_token
-    missing = [(r, "ends without it") for r in trained if end not in r.ids]
-    advice = "Use a tokenizer whose end token ends every reply in its chat template."
-    if end is None or not taught:
-        text = f"The stop token {name!r} is never trained: the tuned model would not stop by itself."
-        return [Finding("error", "stop-not-trained", text, len(trained), _named(missing), advice, "train")]
-    text = f"The stop token {name!r} is not trained in {counted(len(trained) - taught, 'row')}."
-    return [Finding("warning", "stop-not-trained", text, len(trained) - taught, _named(missing), advice, "train")]
+    names = " or ".join(repr(name) for name in renderer.tokenizer.convert_ids_to_tokens(list(renderer.stop_ids)))
+    source = "the chat template" if renderer.chat_template else "the tokenizer"
+    if not renderer.stop_ids:
+        text = f"No answer ends with a stop token, since {source} has none: the tuned model would not stop by itself."
+    elif len(missing) == len(trained):
+        text = f"The stop token {names} is trained in no row: the tuned model would not stop by itself."
+    else:
+        text = f"The stop token {names} is not trained after the last answer of {counted(len(missing), 'row')}."
+    level = "error" if len(missing) == len(trained) else "warning"
+    advice = "Use a model whose chat template ends every reply with a special token, or one with an end token."
+    shown = _named(missing, lambda r: "the last trained token is not the stop token")
+    return [Finding(level, "stop-not-trained", text, len(missing), shown, advice, "train")]
+
+
+def _ends_trained(r: Rendered, stop: Sequence[int]) -> bool:
+    """Whether what is trained ends with a stop token."""
+    last = max(t for t, use in enumerate(r.trained) if use)
+    return r.ids[last] in stop
 
 
 def _alike(split: str, rows: Sequence[Rendered]) -> list[Finding]:
-    """Candidates that begin alike are told apart by their later tokens only; identical ones not at all."""
-    with_candidates = [r for r in rows if r.candidates]
-    same = [(r, "two candidates are the same tokens") for r in with_candidates if len(set(r.candidates)) < len(r.candidates)]
+    """Candidates of the same tokens cannot be told apart; those that begin alike only by their later tokens."""
+    choosing = [r for r in rows if r.candidates]
+    same = [r for r in choosing if len(set(r.candidates)) < len(r.candidates)]
     if same:
-        text = f"{counted(len(same), 'row')} with candidates that are the same tokens."
-        return [
-            Finding("error", "same-candidates", text, len(same), _named(same), "Give labels different names.", split)
-        ]
-    begin = [r for r in with_candidates if len({c[0] for c in r.candidates}) < len(r.candidates)]
-    if not begin or split != "train":
+        text = f"{counted(len(same), 'row')} with candidates that are the same tokens, which cannot be told apart."
+        shown = _named(same, lambda r: " and ".join(map(repr, _pair(r, lambda a, b: a == b))))
+        return [Finding("error", "same-candidates", text, len(same), shown, "Give them different names.", split)]
+    if split != "train":
         return []
-    shown = begin[0]
-    first = [c[0] for c in shown.candidates]
-    pair = [shown.example.candidates[i].strip() for i, token in enumerate(first) if first.count(token) > 1][:2]
-    text = f"{counted(len(begin), 'row')} with candidates that begin with the same token ({' and '.join(pair)})."
+    inside = [r for r in choosing if _pair(r, lambda a, b: a[: len(b)] == b or b[: len(a)] == a)]
+    if inside:
+        text = f"{counted(len(inside), 'row')} with a candidate that another one begins with."
+        shown = _named(
+            inside, lambda r: " and ".join(map(repr, _pair(r, lambda a, b: a[: len(b)] == b or b[: len(a)] == a)))
+        )
+        advice = "They are compared by their mean log-probability a token; names of their own tell them apart better."
+        return [Finding("warning", "candidate-in-candidate", text, len(inside), shown, advice, split)]
+    begin = [r for r in choosing if len({c[0] for c in r.candidates}) < len(r.candidates)]
+    if not begin:
+        return []
+    pair = " and ".join(map(repr, _pair(begin[0], lambda a, b: a[0] == b[0])))
+    text = f"{counted(len(begin), 'row')} with candidates that begin with the same token ({pair})."
     advice = "Nothing is wrong; names that differ in their first token are told apart with less training."
     return [Finding("info", "shared-prefix", text, len(begin), (), advice, split)]
+
+
+def _pair(r: Rendered, alike: Callable[[tuple[int, ...], tuple[int, ...]], bool]) -> tuple[str, ...]:
+    """The first two candidates that are alike, or none."""
+    for (i, a), (j, b) in combinations(enumerate(r.candidates), 2):
+        if alike(a, b):
+            return r.example.candidates[i].strip(), r.example.candidates[j].strip()
+    return ()
+
+
+def _unknown(split: str, rows: Sequence[Rendered], renderer: Renderer) -> list[Finding]:
+    """Tokens the tokenizer has no entry for: the model reads them all as one."""
+    unknown = renderer.tokenizer.unk_token_id
+    if unknown is None or unknown in renderer.stop_ids:  # GPT-2 calls its end token its unknown one too
+        return []
+    counts = [(sum(token == unknown for token in r.ids), r) for r in rows]
+    total, tokens = sum(count for count, _ in counts), sum(len(r.ids) for r in rows)
+    if total <= UNKNOWN_SHARE * tokens:
+        return []
+    worst = [r for count, r in sorted(counts, key=lambda pair: -pair[0]) if count]
+    text = f"{total / tokens:.1%} of the tokens are unknown to the model's tokenizer, in {counted(len(worst), 'row')}."
+    shown = _named(worst, lambda r: f"{sum(token == unknown for token in r.ids)} unknown of {len(r.ids)} tokens")
+    advice = "Check the language and the encoding of the file, or use a model that knows its characters."
+    return [Finding("warning", "unknown-tokens", text, len(worst), shown, advice, split)]

@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from tunefork.data.rows import Row
-from tunefork.data.values import label_text, plain_text
-from tunefork.errors import DataError
+from tunefork.data.values import label_text, plain_text, shorten
+from tunefork.errors import DataError, RecipeError, did_you_mean
 from tunefork.metrics import MeanStatistic
-from tunefork.metrics.statistics import Statistic
 from tunefork.recipe.schema import TaskSection
-from tunefork.tasks.base import Example, Prediction, TaskInfo
+from tunefork.tasks.base import Example, Form, Objective, Prediction, Statistic, TaskInfo
 from tunefork.tasks.labelled import MOST_CANDIDATES
-from tunefork.tasks.spec import TaskSpec, look_up, named_values, unrolled
+from tunefork.tasks.spec import TaskSpec, group_of, look_up, named_values, unrolled
 from tunefork.tasks.template import fill
+
+METRICS = ("accuracy",)
 
 
 class ChoiceTask:
-    """2..n candidates a row, compared by length-normalised log-likelihood after the prompt."""
+    """2..n candidates a row, compared by length-normalised log-likelihood after the prompt.
+
+    The right one is given as its position from 0, its text, its letter, or a list of texts of which any is right.
+    `most` is the largest number of candidates among the training rows, 0 where there are none: with more than
+    MOST_CANDIDATES, training looks at the right answer only.
+    """
 
     labels: tuple[str, ...] = ()
-    form: Literal["choice"] = "choice"
+    form: Form = "choice"
     stop: tuple[str, ...] = ()
     max_new_tokens = 8
 
-    def __init__(self, spec: TaskSpec, section: TaskSection) -> None:
+    def __init__(self, spec: TaskSpec, section: TaskSection, rows: Sequence[Row]) -> None:
         self.spec = spec
-        listed = isinstance(spec.choices, str)  # as many as a row has, perhaps dozens (ReCoRD)
-        few = not listed and len(spec.choices) <= MOST_CANDIDATES
-        fitting: Literal["candidates", "answer"] = "candidates" if few or spec.right == "label" else "answer"
-        self.objective: Literal["candidates", "answer"] = fitting if section.objective == "auto" else section.objective
+        for metric in spec.metrics:
+            if metric not in METRICS:
+                raise RecipeError(
+                    f"`task.metric` must be {', '.join(METRICS)} for choice. Received {metric!r}."
+                    f"{did_you_mean(metric, METRICS)}"
+                )
         self.metrics, self.metric = spec.metrics, spec.metrics[0]
         self.info = TaskInfo(spec.name, spec.kind, spec.summary, self.metric, spec.source)
+        self.wording: Mapping[str, Any] = spec.wording()
+        self.automatic_objective = section.objective == "auto"
+        fitting: Objective = "candidates" if self._most(rows) <= MOST_CANDIDATES else "answer"
+        self.objective: Objective = fitting if section.objective == "auto" else section.objective
 
     def rows(self, rows: Sequence[Row]) -> list[Row]:
         return [part for row in rows for part in unrolled(self.spec, row)]
@@ -44,10 +57,19 @@ class ChoiceTask:
     def example(self, row: Row) -> Example:
         """Raises DataError for a missing field, fewer than two choices, or a right answer that is none of them."""
         values = named_values(self.spec, row)
-        texts = list(dict.fromkeys(self._choices(values, row.source)))
+        texts = self._choices(values, row.source)
+        golds: tuple[int, ...] = ()
+        given = look_up(values, self.spec.right)
+        if isinstance(given, list):  # several mentions of one entity are one candidate
+            texts = list(dict.fromkeys(texts))
+            golds = _among(given, texts, row.source)
         if len(texts) < 2:
             raise DataError(f"{row.source}: a choice needs at least two candidates. Received {len(texts)}.")
-        golds = self._right(values, texts, row.source)
+        if len(set(texts)) < len(texts):
+            twice = next(text for text in texts if texts.count(text) > 1)
+            raise DataError(f"{row.source}: candidates must differ. Received {shorten(twice)!r} twice.")
+        if not isinstance(given, list):
+            golds = _one_of(given, texts, _names(values, self.spec.choices), row.source)
         prompt = fill(self.spec.prompt, "task.prompt", values, row.source)
         candidates = tuple(
             fill(self.spec.choice, "task.choice", {**values, "value": text}, row.source) for text in texts
@@ -55,52 +77,92 @@ class ChoiceTask:
         return Example(
             source=row.source,
             prompt=prompt,
-            text=prompt,
+            text="".join([prompt, *candidates]),  # the same question with other choices is another question
             candidates=candidates,
             gold=golds[0] if golds else None,
             golds=golds,
-            group=fill(self.spec.group, "task.group", values, row.source) if self.spec.group else "",
+            group=group_of(self.spec, values, row.source),
         )
 
+    def by_position(self, row: Row) -> bool:
+        """Whether the row's right answer was read as a position, counted from 0."""
+        values = named_values(self.spec, row)
+        given = look_up(values, self.spec.right)
+        text = label_text(given)
+        if text is None or not text.isdecimal():
+            return False
+        texts = self._choices(values, row.source)
+        return not _names(values, self.spec.choices) and (isinstance(given, int) or text not in texts)
+
     def statistics(self, predictions: Sequence[Prediction]) -> list[Statistic]:
-        right = [float(p.index in (p.golds or (p.gold_index,))) for p in predictions]
-        return [MeanStatistic("accuracy", right)]
+        """Raises DataError when a row has no right answer."""
+        without = next((p for p in predictions if not p.golds and p.gold_index is None), None)
+        if without is not None:
+            raise DataError(f"{without.source}: a metric needs the row's right answer. Received none.")
+        return [MeanStatistic("accuracy", [float(p.index in (p.golds or (p.gold_index,))) for p in predictions])]
+
+    def _most(self, rows: Sequence[Row]) -> int:
+        if not isinstance(self.spec.choices, str):
+            return len(self.spec.choices)
+        found = (_items(look_up(named_values(self.spec, part), self.spec.choices)) for part in self.rows(rows))
+        return max((len(items) for items in found if items is not None), default=0)
 
     def _choices(self, values: Mapping[str, Any], source: str) -> list[str]:
         if not isinstance(self.spec.choices, str):
             return [fill(template, "task.choices", values, source) for template in self.spec.choices]
-        items = look_up(values, self.spec.choices)
-        if isinstance(items, Mapping) and "text" in items:  # as the hub's ARC and OpenBookQA write them
-            items = items["text"]
-        if not isinstance(items, list):
+        given = look_up(values, self.spec.choices)
+        items = _items(given)
+        if items is None:
             raise DataError(
-                f"{source}: the field `{self.spec.choices}` must list the choices. Received {items!r}. "
-                'Try --set task.choices=["{{ choice1 }}","{{ choice2 }}"].'
+                f"{source}: the field `{self.spec.choices}` must list the choices. Received {shorten(given)!r}; the "
+                f"row has {', '.join(sorted(map(str, values)))}. "
+                'Try --set \'task.choices=["{{ choice1 }}", "{{ choice2 }}"]\'.'
             )
-        return [
-            fill(self.spec.choice_value, "task.choice_value", {**values, "choice": item}, source) for item in items
-        ]
+        return [fill(self.spec.choice_value, "task.choice_value", {**values, "choice": item}, source) for item in items]
 
-    def _right(self, values: Mapping[str, Any], texts: Sequence[str], source: str) -> tuple[int, ...]:
-        """Places of the right choices: `right` is an index from 0, a text, or a list of texts."""
-        given = look_up(values, self.spec.right)
-        if isinstance(given, list):
-            wanted = {str(item["text"] if isinstance(item, Mapping) else item) for item in given}
-            found = tuple(i for i, text in enumerate(texts) if text in wanted)
-            if wanted and not found:
-                raise DataError(f"{source}: the right answer must be among the choices. Received {sorted(wanted)!r}.")
-            return found
-        label = label_text(given)
-        if label is None:
-            return ()
-        if label.isdigit() and int(label) < len(texts):
-            return (int(label),)
-        text = plain_text(given)
-        if text in texts:
-            return (texts.index(text),)
-        if len(label) == 1 and label.isalpha() and ord(label.upper()) - ord("A") < len(texts):
-            return (ord(label.upper()) - ord("A"),)
-        raise DataError(
-            f"{source}: the right answer must be an index from 0 to {len(texts) - 1}, or one of the choices. "
-            f"Received {given!r}."
-        )
+
+def _items(given: Any) -> list[Any] | None:
+    """A list of choices: a list, the hub's {"text": [...], "label": [...]}, or a list written as JSON in a table."""
+    if isinstance(given, Mapping):
+        given = given.get("text")
+    if isinstance(given, str) and given.lstrip().startswith("["):
+        try:
+            given = json.loads(given)
+        except json.JSONDecodeError:
+            return None
+    return given if isinstance(given, list) else None
+
+
+def _names(values: Mapping[str, Any], choices: str | tuple[str, ...]) -> list[str]:
+    """The choices' own names, as ARC and OpenBookQA write them beside the texts."""
+    given = look_up(values, choices) if isinstance(choices, str) else None
+    return [str(name) for name in given.get("label") or ()] if isinstance(given, Mapping) else []
+
+
+def _among(given: Sequence[Any], texts: Sequence[str], source: str) -> tuple[int, ...]:
+    """Places of the texts that `given` lists as right."""
+    wanted = {str(item.get("text")) if isinstance(item, Mapping) else str(item) for item in given}
+    found = tuple(i for i, text in enumerate(texts) if text in wanted)
+    if wanted and not found:
+        raise DataError(f"{source}: a right answer must be among the choices. Received {sorted(wanted)!r}.")
+    return found
+
+
+def _one_of(given: Any, texts: Sequence[str], names: Sequence[str], source: str) -> tuple[int, ...]:
+    """The place that `given` names: a name, a text, a position from 0, or a letter; empty where nothing is given."""
+    label = label_text(given)
+    if label is None:
+        return ()
+    if label in names:
+        return (names.index(label),)
+    text = plain_text(given)
+    if text in texts and not isinstance(given, int):
+        return (texts.index(text),)
+    if label.isdecimal() and int(label) < len(texts):
+        return (int(label),)
+    if len(label) == 1 and "A" <= label.upper() <= "Z" and ord(label.upper()) - ord("A") < len(texts):
+        return (ord(label.upper()) - ord("A"),)
+    raise DataError(
+        f"{source}: the right answer must be a position from 0 to {len(texts) - 1}, or one of the choices. "
+        f"Received {given!r}."
+    )

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
 
 import numpy as np
 
 from tunefork.data.rows import Row
-from tunefork.data.values import label_text, listed
-from tunefork.errors import DataError, did_you_mean
-from tunefork.metrics import AgreementStatistic, ConfusionStatistic
-from tunefork.metrics.statistics import Statistic
+from tunefork.data.values import label_text, listed, shorten
+from tunefork.errors import DataError, RecipeError, UnsupportedError, did_you_mean
+from tunefork.metrics import AgreementMetric, AgreementStatistic, ConfusionMetric, ConfusionStatistic
 from tunefork.recipe.schema import ModelKind, TaskSection
-from tunefork.tasks.base import Example, Prediction, TaskInfo
-from tunefork.tasks.spec import TaskSpec, named_values, unrolled
-from tunefork.tasks.template import fill
+from tunefork.tasks.base import MASK, Example, Form, Objective, Prediction, Statistic, TaskInfo
+from tunefork.tasks.spec import TaskSpec, group_of, named_values, unrolled
+from tunefork.tasks.template import fill, names_in
 
-MOST_CANDIDATES = 8  # with more, training looks at the right answer only
+MOST_CANDIDATES = 8  # with more of several tokens each, training looks at the right answer only
+_CONFUSION, _AGREEMENT = get_args(ConfusionMetric), get_args(AgreementMetric)
 
 
 class LabelledTask:
-    """One label of `labels` a row, as a word after a prompt or through a head. `scoring` labels are integers in order."""
+    """One of `labels` a row, as a word after a prompt or through a head. Labels of `scoring` are integers in order."""
 
     stop: tuple[str, ...] = ()
     max_new_tokens = 8
@@ -34,15 +34,22 @@ class LabelledTask:
         labels: tuple[str, ...],
         names: Mapping[str, str],
     ) -> None:
-        self.spec, self.model_kind, self.labels = spec, model_kind, labels
+        self.spec, self.labels = spec, labels
         self._index = {value: labels.index(name) for value, name in names.items()}
-        self._own_prompt = section.prompt is not None
-        head = section.form == "head" or (section.form == "auto" and model_kind == "encoder")
-        self.form: Literal["verbalizer", "head"] = "head" if head else "verbalizer"
-        few: Literal["candidates", "answer"] = "candidates" if len(labels) <= MOST_CANDIDATES else "answer"
-        self.objective: Literal["candidates", "answer"] = few if section.objective == "auto" else section.objective
+        self.form: Form = _form(section, model_kind)
+        self.automatic_objective = section.objective == "auto"
+        self.objective: Objective = _objective(section, model_kind, self.form, len(labels))
+        self.template, self._key = _template(spec, section, model_kind, self.form)
+        known = (*_CONFUSION, *(_AGREEMENT if spec.kind == "scoring" else ()))
+        for metric in spec.metrics:
+            if metric not in known:
+                raise RecipeError(
+                    f"`task.metric` must be one of {', '.join(known)} for {spec.kind}. Received {metric!r}."
+                    f"{did_you_mean(metric, known)}"
+                )
         self.metrics, self.metric = spec.metrics, spec.metrics[0]
         self.info = TaskInfo(spec.name, spec.kind, spec.summary, self.metric, spec.source)
+        self.wording: Mapping[str, Any] = {self._key.removeprefix("task."): self.template, "labels": list(labels)}
 
     def rows(self, rows: Sequence[Row]) -> list[Row]:
         return [part for row in rows for part in unrolled(self.spec, row)]
@@ -50,82 +57,76 @@ class LabelledTask:
     def example(self, row: Row) -> Example:
         """Raises DataError for a missing field or an unknown label; a missing label gives `gold` None."""
         values = named_values(self.spec, row)
-        text = fill(self.spec.text, "task.text", values, row.source)
-        masked = self.model_kind == "masked" and self.form == "verbalizer"
-        template, key = (
-            (self.spec.masked_prompt, "task.masked_prompt") if masked else (self.spec.prompt, "task.prompt")
-        )
-        plain = self.form == "head" and not self._own_prompt
-        prompt = text if plain else fill(template, key, values, row.source)
+        prompt = fill(self.template, self._key, values, row.source)
+        # a wording of one's own may read other fields than the bare text, and then stands for it
+        bare = names_in(self.spec.text) <= set(values) or self.template == self.spec.text
+        text = fill(self.spec.text, "task.text", values, row.source) if bare else prompt
         if not text.strip():
             raise DataError(f"{row.source}: the text must not be empty.")
-        space = "" if prompt[-1:].isspace() else " "  # a word follows a word after one space, or begins a line
+        if MASK in self.template and prompt.count(MASK) != 1:
+            raise DataError(f"{row.source}: a text must not hold {MASK} itself. Received {shorten(text)!r}.")
+        space = "" if prompt[-1:].isspace() else " "
         return Example(
             source=row.source,
             prompt=prompt,
             text=text,
             candidates=tuple(space + name for name in self.labels),
             gold=self._gold(values, row.source),
-            group=fill(self.spec.group, "task.group", values, row.source) if self.spec.group else "",
+            group=group_of(self.spec, values, row.source),
         )
 
     def label_of(self, row: Row) -> str | None:
         """The label's name, or None where it is missing or unknown: what a split is stratified by."""
-        label = label_text(named_values(self.spec, row).get("label"))
-        return self.labels[self._index[label]] if label in self._index else None
+        place = self._place(label_text(named_values(self.spec, row).get("label")))
+        return None if place is None else self.labels[place]
 
     def statistics(self, predictions: Sequence[Prediction]) -> list[Statistic]:
-        pairs = [(p.index, p.gold_index) for p in predictions]
-        predicted = np.array([-1 if index is None else index for index, _ in pairs])
-        gold = np.array([-1 if index is None else index for _, index in pairs])
+        """Raises DataError when a row has no label or no predicted one."""
+        pairs = [(p.index, p.gold_index) for p in predictions if p.index is not None and p.gold_index is not None]
+        if len(pairs) < len(predictions):
+            without = next(p.source for p in predictions if p.index is None or p.gold_index is None)
+            raise DataError(f"{without}: a metric needs the row's label. Received none. Try a labelled file.")
+        predicted, gold = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
         return [self._statistic(metric, predicted, gold) for metric in self.metrics]
 
     def _statistic(self, metric: str, predicted: np.ndarray, gold: np.ndarray) -> Statistic:
-        if metric in ("accuracy", "macro_f1", "balanced_accuracy"):
-            return ConfusionStatistic(metric, predicted, gold, len(self.labels))
-        if metric == "f1":
-            return ConfusionStatistic("f1", predicted, gold, len(self.labels), positive=len(self.labels) - 1)
-        if metric in ("qwk", "kappa", "exact_agreement", "adjacent_agreement", "absolute_smd"):
-            scores = np.array([int(name) for name in self.labels]) if self.spec.kind == "scoring" else None
-            scale = scores if scores is not None else np.arange(len(self.labels))
-            low, high = int(scale.min()), int(scale.max())
-            return AgreementStatistic(metric, scale[predicted], scale[gold], low=low, high=high)  # type: ignore[arg-type]
-        known = ("accuracy", "macro_f1", "balanced_accuracy", "f1", "qwk", "exact_agreement", "adjacent_agreement")
-        raise DataError(
-            f"`task.metric` must be one of {', '.join(known)}. Received {metric!r}.{did_you_mean(metric, known)}"
-        )
+        for confusion in _CONFUSION:
+            if metric == confusion:  # `f1` is that of the last label
+                positive = len(self.labels) - 1
+                return ConfusionStatistic(confusion, predicted, gold, len(self.labels), positive=positive)
+        scale = np.array([int(name) for name in self.labels])
+        agreement = next(name for name in _AGREEMENT if name == metric)
+        return AgreementStatistic(agreement, scale[predicted], scale[gold], low=int(scale.min()), high=int(scale.max()))
 
     def _gold(self, values: Mapping[str, object], source: str) -> int | None:
         label = label_text(values.get("label"))
-        if label is None:
-            return None
-        if label not in self._index:
+        place = self._place(label)
+        if label is not None and place is None:
             raise DataError(
-                f"{source}: the label must be one of {listed(sorted(self._index))}. Received {label!r}."
+                f"{source}: the label must be one of {listed(list(self._index))}. Received {shorten(label)!r}."
                 f"{did_you_mean(label, self._index)}"
             )
-        return self._index[label]
+        return place
+
+    def _place(self, label: str | None) -> int | None:
+        """Which label this is; a name may be written with underscores."""
+        return None if label is None else self._index.get(label, self._index.get(label.replace("_", " ")))
 
 
 def find_labels(
-    spec: TaskSpec, rows: Sequence[Row], given: Mapping[str, str] | None
+    spec: TaskSpec, rows: Sequence[Row], given: Mapping[str, str] | None, names: Sequence[str] | None = None
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """(names in order, value in the file -> name): from the recipe, the preset, or the rows.
 
     Values seen in the rows are sorted (as numbers if all are); underscores are shown as spaces. A row may also carry
-    the name instead of the value. Raises DataError when fewer than two labels are found.
+    the name instead of the value. `names` are those of a trained model, which fix the order. Raises DataError when
+    fewer than two labels are found.
     """
-    mapping = dict(given or spec.labels or {})
-    if not mapping:
-        seen = {label_text(named_values(spec, part).get("label")) for row in rows for part in unrolled(spec, row)}
-        values = [value for value in seen if value is not None]
-        if len(values) < 2:
-            column = next(iter(spec.fields.get("label", ("label",))))
-            there = listed(sorted(rows[0].values)) if rows else "no rows"
-            raise DataError(
-                f"Training rows must carry at least two labels in the field `label`. Received {len(values)}; the rows "
-                f"have {there}. Try --label-field with the column's name (looked for `{column}`)."
-            )
+    mapping = {label_text(value) or value: name for value, name in (given or spec.labels or {}).items()}
+    if names:
+        mapping = {value: name for value, name in mapping.items() if name in names} | {name: name for name in names}
+    elif not mapping:
+        values = _seen(spec, rows)
         mapping = {value: value.replace("_", " ") for value in sorted(values, key=_order(values))}
     if spec.kind == "scoring":
         wrong = [name for name in mapping.values() if not _is_integer(name)]
@@ -135,15 +136,67 @@ def find_labels(
             )
         whole = range(min(int(n) for n in mapping.values()), max(int(n) for n in mapping.values()) + 1)
         mapping = {str(n): str(n) for n in whole} | mapping  # a score that no training row has still has a place
-    names = tuple(dict.fromkeys(mapping.values()))
+    found = tuple(names or dict.fromkeys(mapping.values()))
     if spec.kind == "scoring":
-        names = tuple(sorted(names, key=int))
-    return names, {name: name for name in names} | mapping
+        found = tuple(sorted(dict.fromkeys(mapping.values()), key=int))
+    return found, {name: name for name in found} | mapping
 
 
-def _order(values: Sequence[str]):  # noqa: ANN202 - a sort key
+def _seen(spec: TaskSpec, rows: Sequence[Row]) -> list[str]:
+    """Distinct labels of the rows, at least two of them."""
+    seen = {label_text(named_values(spec, part).get("label")) for row in rows for part in unrolled(spec, row)}
+    values = [value for value in seen if value is not None]
+    if len(values) < 2:
+        columns = listed(spec.fields.get("label", ("label",)))
+        there = listed(sorted(rows[0].values)) if rows else "no rows"
+        raise DataError(
+            f"Training rows must carry at least two different labels. Received {len(values)}; looked in {columns}, "
+            f"and the first row has {there}. Try --label-field with the column's name."
+        )
+    return values
+
+
+def _form(section: TaskSection, model_kind: ModelKind) -> Form:
+    if section.form == "verbalizer" and model_kind == "encoder":
+        raise UnsupportedError(
+            "`task.form` verbalizer needs a causal or masked model. Received an encoder, which predicts no words. "
+            "Try --form head."
+        )
+    return "head" if section.form == "head" or (section.form == "auto" and model_kind == "encoder") else "verbalizer"
+
+
+def _objective(section: TaskSection, model_kind: ModelKind, form: str, labels: int) -> Objective:
+    in_words = form == "verbalizer" and model_kind == "causal"
+    if section.objective == "answer" and not in_words:
+        raise RecipeError(
+            f"`task.objective` answer needs a causal model that answers in words. Received a {model_kind} model "
+            f"and the form {form}. Try objective candidates."
+        )
+    if section.objective == "auto":
+        return "answer" if in_words and labels > MOST_CANDIDATES else "candidates"
+    return section.objective
+
+
+def _template(spec: TaskSpec, section: TaskSection, model_kind: ModelKind, form: str) -> tuple[str, str]:
+    """The wording shown to this kind of model, and the recipe key it stands under."""
+    if form == "head":
+        return (spec.prompt, "task.prompt") if section.prompt is not None else (spec.text, "task.text")
+    if model_kind != "masked":
+        return spec.prompt, "task.prompt"
+    own = section.masked_prompt is None and section.prompt is not None
+    template = spec.prompt if own else spec.masked_prompt
+    if template.count(MASK) != 1:
+        raise RecipeError(
+            f"A masked model needs `task.masked_prompt` with {MASK} once. Received {template!r}. "
+            f'Try --set task.masked_prompt="{{{{ text }}}} It was {MASK}."'
+        )
+    return template, "task.masked_prompt"
+
+
+def _order(values: Sequence[str]) -> Callable[[str], tuple[float, str]]:
+    """By number if all are numbers, else by letters."""
     numeric = all(_is_number(value) for value in values)
-    return (lambda value: (float(value), value)) if numeric else (lambda value: (0.0, value))
+    return lambda value: (float(value) if numeric else 0.0, value)
 
 
 def _is_number(text: str) -> bool:
@@ -155,4 +208,4 @@ def _is_number(text: str) -> bool:
 
 
 def _is_integer(text: str) -> bool:
-    return text.lstrip("+-").isdigit()
+    return text.lstrip("+-").isdecimal()

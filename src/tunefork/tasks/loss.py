@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import inspect
 
 import torch
+from peft import PeftModel
 
 from tunefork.batch import Batch
 
@@ -29,9 +31,9 @@ def row_scores(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """
     if batch.head:
         return torch.log_softmax(model(**_inputs(batch)).logits.float(), dim=-1)
-    if batch.options is not None:
-        assert batch.read_at is not None
-        logits = _logits_at(model, batch, batch.read_at)
+    if batch.options is not None and batch.read_at is not None:
+        rows = torch.arange(len(batch.read_at), device=batch.read_at.device)
+        logits = _logits_at(model, batch, rows, batch.read_at)
         chosen = logits.gather(1, batch.options.clamp(min=0))
         return torch.log_softmax(chosen.masked_fill(batch.options < 0, -torch.inf), dim=-1)
     sums, counts = _token_sums(model, batch)
@@ -47,33 +49,30 @@ def normalised_scores(means: torch.Tensor, row: torch.Tensor, rows: int) -> torc
 
 def _token_sums(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """[S] summed log-probability of the target tokens of each sequence, and how many there are."""
-    assert batch.targets is not None
+    if batch.targets is None:
+        raise ValueError("a batch without targets, options or a head has no loss")
     wanted = batch.targets != _IGNORED
-    columns = wanted.any(0).nonzero().squeeze(1)
-    if len(columns) == 0:
-        columns = torch.zeros(1, dtype=torch.int64, device=wanted.device)
-    logits = model(**_inputs(batch), logits_to_keep=columns).logits.float()  # [S, K, V]
-    targets, kept = batch.targets[:, columns], wanted[:, columns]
-    flat = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), ignore_index=_IGNORED, reduction="none"
-    )
-    return -flat.view_as(targets).sum(1), kept.sum(1)
+    sequence, position = wanted.nonzero(as_tuple=True)  # N target tokens
+    logits = _logits_at(model, batch, sequence, position)
+    each = torch.nn.functional.cross_entropy(logits, batch.targets[sequence, position], reduction="none")
+    sums = torch.zeros(len(wanted), device=each.device).index_add(0, sequence, -each)
+    return sums, wanted.sum(1)
 
 
-def _logits_at(model: torch.nn.Module, batch: Batch, at: torch.Tensor) -> torch.Tensor:
-    """fp32 [S, V]: the logits at one position of each sequence."""
-    rows = torch.arange(len(at), device=at.device)
-    if _keeps_logits(model):
-        columns, where = torch.unique(at, return_inverse=True)
-        logits = model(**_inputs(batch), logits_to_keep=columns).logits
-        return logits[rows, where].float()
-    return model(**_inputs(batch)).logits[rows, at].float()
+def _logits_at(model: torch.nn.Module, batch: Batch, sequence: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """fp32 [N, V]: the logits at N places. A decoder computes only the columns that hold any of them."""
+    if not _keeps_logits(type(model.get_base_model() if isinstance(model, PeftModel) else model)):
+        return model(**_inputs(batch)).logits[sequence, position].float()
+    columns, column = torch.unique(position, return_inverse=True)
+    if not len(columns):  # nothing is asked; a model still needs one column to compute
+        columns = torch.zeros(1, dtype=torch.int64, device=position.device)
+    return model(**_inputs(batch), logits_to_keep=columns).logits[sequence, column].float()
 
 
-def _keeps_logits(model: torch.nn.Module) -> bool:
-    """Whether the model is a decoder, whose forward takes `logits_to_keep`; masked models do not."""
-    config: Any = model.config
-    return not any("MaskedLM" in name for name in (config.architectures or ()))
+@functools.cache
+def _keeps_logits(kind: type[torch.nn.Module]) -> bool:
+    """Whether the model's forward takes `logits_to_keep`, as decoders do and masked models do not."""
+    return "logits_to_keep" in inspect.signature(kind.forward).parameters
 
 
 def _inputs(batch: Batch) -> dict[str, torch.Tensor]:

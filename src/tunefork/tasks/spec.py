@@ -14,6 +14,16 @@ from pydantic import Field, ValidationError
 from tunefork.data.rows import Row
 from tunefork.errors import RecipeError, did_you_mean
 from tunefork.recipe.schema import Section, TaskKind, TaskSection
+from tunefork.tasks.template import compiled, fill
+
+_LABELLED = frozenset({"prompt", "masked_prompt", "form", "objective", "metric", "chat_template"})
+_SETTINGS: Mapping[TaskKind, frozenset[str]] = {  # of the recipe's `task`, by the kinds that use them
+    "classification": _LABELLED,
+    "scoring": _LABELLED,
+    "choice": frozenset({"prompt", "choices", "objective", "metric", "chat_template"}),
+    "generation": frozenset({"prompt", "answer", "stop", "max_new_tokens", "metric", "chat_template"}),
+    "chat": frozenset({"stop", "max_new_tokens", "metric", "chat_template"}),
+}
 
 
 class TaskSpec(Section):
@@ -35,10 +45,15 @@ class TaskSpec(Section):
     choice: str = " {{ value }}"  # how it follows the prompt
     right: str = "label"  # field with the index or text of the right choice, or a list of right texts
     answer: str = ""  # template of the text to be generated
-    references: tuple[str, ...] = ()  # fields with one or several acceptable answers; the answer itself when empty
+    references: tuple[str, ...] = ()  # fields with one or several acceptable answers; none: the answer itself
     metrics: tuple[str, ...]  # the first chooses the best checkpoint
     stop: tuple[str, ...] = ()
     max_new_tokens: int = 64
+
+    def wording(self) -> dict[str, Any]:
+        """What decides the text a model is shown, as JSON."""
+        keys = ("prompt", "masked_prompt", "choices", "choice_value", "choice", "answer", "text")
+        return {key: value for key, value in self.model_dump(mode="json", include=set(keys)).items() if value}
 
 
 def list_specs() -> list[TaskSpec]:
@@ -49,7 +64,8 @@ def list_specs() -> list[TaskSpec]:
 def find_spec(section: TaskSection) -> TaskSpec:
     """The kind or preset `section.name`, with what the section sets laid over it.
 
-    Raises RecipeError with a did-you-mean for an unknown name.
+    Raises RecipeError for an unknown name (with a did-you-mean), a setting that this kind of task has no use for,
+    and a template that cannot be read.
     """
     known = [*_names("kinds"), *_names("presets")]
     if section.name not in known:
@@ -58,6 +74,13 @@ def find_spec(section: TaskSection) -> TaskSpec:
             + (did_you_mean(section.name, known) or " `tunefork tasks` lists them.")
         )
     spec = _load(section.name)
+    idle = [key for key in sorted(section.model_fields_set - {"name"}) if _set(section, key) - _SETTINGS[spec.kind]]
+    if idle:
+        uses = ", ".join(sorted(_SETTINGS[spec.kind]))
+        raise RecipeError(
+            f"`task.{idle[0]}` must not be set for {spec.kind}, which has no use for it. "
+            f"Received {getattr(section, idle[0])!r}. Try one of {uses}, or leave it out."
+        )
     changes: dict[str, Any] = {
         key: getattr(section, key)
         for key in ("prompt", "masked_prompt", "choices", "answer", "stop", "max_new_tokens")
@@ -65,7 +88,17 @@ def find_spec(section: TaskSection) -> TaskSpec:
     }
     if section.metric is not None:
         changes["metrics"] = (section.metric, *(m for m in spec.metrics if m != section.metric))
-    return spec.model_copy(update=changes)
+    spec = spec.model_copy(update=changes)
+    for key in ("text", "group", "prompt", "masked_prompt", "choice_value", "choice", "answer"):
+        compiled(getattr(spec, key), f"task.{key}")
+    for template in () if isinstance(spec.choices, str) else spec.choices:
+        compiled(template, "task.choices")
+    return spec
+
+
+def _set(section: TaskSection, key: str) -> set[str]:
+    """`key` as a set if the section really sets it: its default says nothing."""
+    return {key} if getattr(section, key) != TaskSection.model_fields[key].default else set()
 
 
 def unrolled(spec: TaskSpec, row: Row) -> list[Row]:
@@ -76,11 +109,11 @@ def unrolled(spec: TaskSpec, row: Row) -> list[Row]:
         deeper: list[dict[str, Any]] = []
         for values in rows:
             items = look_up(values, path)
-            if isinstance(items, list):
+            if isinstance(items, list) and items and all(isinstance(item, Mapping) for item in items):
                 opened = True
-                deeper += [{**values, **item} for item in items if isinstance(item, Mapping)]
+                deeper += [{**values, **item} for item in items]
             else:
-                deeper.append(values)
+                deeper.append(values)  # perhaps unrolled already; if not, a field will be missing and named
         rows = deeper
     if not opened:
         return [row]
@@ -88,16 +121,24 @@ def unrolled(spec: TaskSpec, row: Row) -> list[Row]:
 
 
 def named_values(spec: TaskSpec, row: Row) -> dict[str, Any]:
-    """The row's values with the spec's field names added, each from the first of its columns that is there."""
+    """The row's values with the spec's field names added, each from the first of its columns that is there.
+
+    The field's own name comes first: the data room puts a column named by the recipe (`data.fields`) there.
+    """
     values = dict(row.values)
     found = {}
     for name, columns in spec.fields.items():
-        for column in columns:
+        for column in (name, *columns):
             value = look_up(values, column)
             if value is not None:
                 found[name] = value
                 break
     return {**values, **found}
+
+
+def group_of(spec: TaskSpec, values: Mapping[str, Any], source: str) -> str:
+    """The name of the row's group, empty where the task has none."""
+    return fill(spec.group, "task.group", values, source) if spec.group else ""
 
 
 def look_up(values: Mapping[str, Any], path: str) -> Any:

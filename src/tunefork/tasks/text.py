@@ -1,19 +1,23 @@
-"""Generation: an answer in free text. Question answering, summarisation, completion."""
+"""Generation: an answer in free text. Question answering, summarisation, completion.
+
+Which metrics: the bare kind is chosen by its loss, with word F1 and ROUGE-L beside it, since nothing is known about
+the answers; the presets for short answers (`question_answering`, `squad`) by word F1 with exact match, those for
+summaries (`summary`, `dialogsum`) by ROUGE, GSM8K by the final number. `task.metric` puts another one first.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from tunefork.data.rows import Row
-from tunefork.data.values import is_blank, plain_text
+from tunefork.data.values import is_blank, plain_text, shorten
 from tunefork.errors import DataError, RecipeError, did_you_mean
-from tunefork.metrics import MeanStatistic, exact_match, final_number_match, rouge_l, rouge_n, token_f1
-from tunefork.metrics.statistics import Statistic
+from tunefork.metrics import MeanStatistic, exact_match, final_number, final_number_match, rouge_l, rouge_n, token_f1
 from tunefork.recipe.schema import TaskSection
-from tunefork.tasks.base import Example, Prediction, TaskInfo
-from tunefork.tasks.spec import TaskSpec, look_up, named_values, unrolled
-from tunefork.tasks.template import fill
+from tunefork.tasks.base import Example, Form, Objective, Prediction, Statistic, TaskInfo
+from tunefork.tasks.spec import TaskSpec, group_of, look_up, named_values, unrolled
+from tunefork.tasks.template import fill, names_in
 
 TEXT_METRICS = {
     "loss": "mean nats a token of the right answer",
@@ -22,7 +26,7 @@ TEXT_METRICS = {
     "rouge1": "single words shared with the reference",
     "rouge2": "word pairs shared",
     "rougeL": "longest common subsequence of words",
-    "number": "the final number is right",
+    "number": "the number after #### is right",
 }
 
 
@@ -30,8 +34,9 @@ class TextTask:
     """The answer follows the prompt and ends with the end token; the loss is on both."""
 
     labels: tuple[str, ...] = ()
-    form: Literal["text"] = "text"
-    objective: Literal["answer"] = "answer"
+    form: Form = "text"
+    objective: Objective = "answer"
+    automatic_objective = True
 
     def __init__(self, spec: TaskSpec, section: TaskSection) -> None:
         self.spec = spec
@@ -41,63 +46,91 @@ class TextTask:
                     f"`task.metric` must be one of {', '.join(TEXT_METRICS)}. Received {metric!r}."
                     f"{did_you_mean(metric, TEXT_METRICS)}"
                 )
+        self._own_prompt = section.prompt is not None
         self.stop, self.max_new_tokens = spec.stop, spec.max_new_tokens
         self.metrics, self.metric = spec.metrics, spec.metrics[0]
         self.info = TaskInfo(spec.name, spec.kind, spec.summary, self.metric, spec.source)
+        self.wording: Mapping[str, Any] = spec.wording()
 
     def rows(self, rows: Sequence[Row]) -> list[Row]:
         return [part for row in rows for part in unrolled(self.spec, row)]
 
     def label_of(self, row: Row) -> str | None:
+        """Answers in free text are nothing to stratify by."""
         return None
 
     def example(self, row: Row) -> Example:
         """Raises DataError for a missing or empty field. A row without an answer can only be predicted."""
         values = named_values(self.spec, row)
         prompt = fill(self.spec.prompt, "task.prompt", values, row.source)
-        if not prompt.strip():
+        if self.spec.prompt and not prompt.strip():
             raise DataError(f"{row.source}: the prompt must not be empty.")
         references = self._references(values)
+        if is_blank(values.get("answer")) or isinstance(values.get("answer"), list | Mapping):
+            values["answer"] = references[0] if references else None
         answer = None
-        if references or not is_blank(values.get("answer")):
-            first = values.get("answer")
-            known = {**values, "answer": references[0] if is_blank(first) or isinstance(first, list) else first}
-            answer = fill(self.spec.answer, "task.answer", known, row.source)
+        if all(not is_blank(values.get(name)) for name in names_in(self.spec.answer)):
+            answer = fill(self.spec.answer, "task.answer", values, row.source)
             if not answer.strip():
                 raise DataError(f"{row.source}: the answer must not be empty.")
+        references = references or (() if answer is None else (answer.strip(),))
+        wrong = [text for text in references if "number" in self.metrics and final_number(text) is None]
+        if wrong:
+            raise DataError(
+                f"{row.source}: the metric `number` needs answers that end in `#### <number>`. Received "
+                f"{shorten(wrong[0][-60:])!r}. Try --set task.metric=exact_match."
+            )
+        # a wording of one's own may read other fields than the bare text, and then stands for it
+        own = self._own_prompt and not names_in(self.spec.text) <= set(values)
         return Example(
             source=row.source,
             prompt=prompt,
-            text=fill(self.spec.text, "task.text", values, row.source),
+            text=prompt if own else fill(self.spec.text, "task.text", values, row.source),
             answer=answer,
-            references=references or (() if answer is None else (answer.strip(),)),
-            group=fill(self.spec.group, "task.group", values, row.source) if self.spec.group else "",
+            references=references,
+            group=group_of(self.spec, values, row.source),
         )
 
     def statistics(self, predictions: Sequence[Prediction]) -> list[Statistic]:
-        return [text_statistic(metric, predictions) for metric in self.metrics]
+        """The loss is left out where a prediction comes without one: from a baseline that is no language model."""
+        return text_statistics(self.metrics, predictions)
 
     def _references(self, values: Mapping[str, Any]) -> tuple[str, ...]:
         """Texts of fields that hold one or several, in any of the usual shapes."""
         texts: list[str | None] = []
         for name in self.spec.references:
-            found = values.get(name) if name in values else look_up(values, name)
+            found = look_up(values, name)
             if isinstance(found, Mapping):  # SQuAD on the hub: {"text": [...], "answer_start": [...]}
                 found = found.get("text")
             items = found if isinstance(found, list) else [found]
-            texts += [plain_text(item["text"] if isinstance(item, Mapping) else item) for item in items]
+            texts += [plain_text(item.get("text") if isinstance(item, Mapping) else item) for item in items]
         return tuple(dict.fromkeys(text for text in texts if text is not None and text.strip()))
 
 
-def text_statistic(metric: str, predictions: Sequence[Prediction]) -> Statistic:
-    """A metric of TEXT_METRICS over these predictions."""
-    return MeanStatistic(metric, [_value(metric, p) for p in predictions], higher_is_better=metric != "loss")
+def text_statistics(metrics: Sequence[str], predictions: Sequence[Prediction]) -> list[Statistic]:
+    """Metrics of TEXT_METRICS, and `stopped`, in this order, without those that these predictions do not know.
+
+    Raises DataError when the metric compares with a reference and a row has none.
+    """
+    found: list[Statistic] = []
+    for metric in metrics:
+        if metric == "loss":
+            losses = [p.loss for p in predictions if p.loss is not None]
+            if len(losses) == len(predictions):
+                found.append(MeanStatistic(metric, losses, higher_is_better=False))
+        elif metric == "stopped":
+            stopped = [float(p.stopped) for p in predictions if p.stopped is not None]
+            if len(stopped) == len(predictions):
+                found.append(MeanStatistic(metric, stopped))
+        else:
+            found.append(MeanStatistic(metric, [_value(metric, p) for p in predictions]))
+    return found
 
 
 def _value(metric: str, prediction: Prediction) -> float:
-    if metric == "loss":
-        return prediction.loss if prediction.loss is not None else 0.0
     said, references = prediction.predicted, prediction.references
+    if not references:
+        raise DataError(f"{prediction.source}: `{metric}` compares with a right answer. Received none.")
     if metric == "exact_match":
         return exact_match(said, references)
     if metric == "f1":
@@ -105,5 +138,5 @@ def _value(metric: str, prediction: Prediction) -> float:
     if metric == "number":
         return final_number_match(said, references)
     if metric == "rougeL":
-        return max((rouge_l(said, reference).f1 for reference in references), default=0.0)
-    return max((rouge_n(said, reference, int(metric[-1])).f1 for reference in references), default=0.0)
+        return max(rouge_l(said, reference).f1 for reference in references)
+    return max(rouge_n(said, reference, int(metric[-1])).f1 for reference in references)

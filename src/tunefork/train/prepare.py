@@ -10,6 +10,7 @@ import torch
 
 from tunefork.data import Finding, Item, Row, Splits, check_items, load_splits
 from tunefork.errors import DataError
+from tunefork.evaluate import check_baselines, fitting_baselines
 from tunefork.methods import method_info
 from tunefork.models import ModelFacts, check_support, choose_device, choose_dtype, inspect_model, load_tokenizer
 from tunefork.recipe import DataSection, Recipe, Resolved, resolve
@@ -70,6 +71,9 @@ def prepare(recipe: Recipe) -> Job:
         splits, findings = load_splits(recipe.data, recipe.data.split_seed, task.label_of)
     if recipe.adapter.name != "auto":
         check_support(facts, recipe.adapter.name, task.form, method.name)
+
+    if recipe.evaluate.baselines != "auto":
+        check_baselines(recipe.evaluate.baselines, task)
 
     rows, examples = _examples(task, splits, recipe.data, findings)
     findings += check_items(
@@ -156,5 +160,6 @@ def _situation(
         sequences_per_row=fanned_out,
         has_dev=bool(rendered["dev"]),
         quantized=facts.quantized,
+        baselines=fitting_baselines(task),
         checkpointing_needed=False,
     )

@@ -9,7 +9,7 @@ from tunefork.workflows.finetune import Listener, Plan, RunResult, finetune, pla
 from tunefork.workflows.inspect import DataCheck, ShownRow, check_data, show_data
 from tunefork.workflows.predict import Predictions, predict
 from tunefork.workflows.seeds import SeedsResult, finetune_seeds
-from tunefork.workflows.trained import Trained, is_trained, load_trained
+from tunefork.evaluate.trained import Trained, is_trained, load_trained
 
 __all__ = [
     "Chat",

@@ -11,12 +11,13 @@ from typing import Any
 
 from tunefork.errors import TuneforkError
 from tunefork.evaluate import run_baselines
+from tunefork.evaluate.stored import write_predictions
 from tunefork.models import autocast, load_base, torch_dtype
 from tunefork.recipe import dump_recipe, make_recipe
 from tunefork.run import RunFolder
 from tunefork.train.memory import PeakMeter
 from tunefork.train.prepare import prepare
-from tunefork.workflows.finetune import finetune, write_predictions
+from tunefork.workflows.finetune import finetune
 
 
 def trained_cell(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def trained_cell(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def baseline_cell(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
     """One baseline on the test rows."""
     job = prepare(make_recipe(recipe))
-        dtype = torch_dtype(job.recipe.model.dtype)
+    dtype = torch_dtype(job.recipe.model.dtype)
     section, started = job.recipe.evaluate, time.perf_counter()
     with PeakMeter(job.device) as memory:
         found = run_baselines(
@@ -44,7 +45,6 @@ def baseline_cell(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
             seed=job.recipe.seed,
             device=job.device,
             tokens_per_batch=section.tokens_per_batch,
-            check=None,
             compute=lambda: autocast(job.device, dtype),
         )[name]
     with RunFolder.create(Path(str(job.recipe.out)), dump_recipe(job.recipe)) as run:

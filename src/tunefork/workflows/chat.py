@@ -12,7 +12,7 @@ from transformers import TextIteratorStreamer
 
 from tunefork.recipe import DataSection, ModelSection, TaskSection
 from tunefork.tasks import Example, Message, make_task
-from tunefork.workflows.trained import Trained, is_trained, load_trained, load_untrained
+from tunefork.evaluate.trained import Trained, is_trained, load_trained, load_untrained
 
 
 class Chat:

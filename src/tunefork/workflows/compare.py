@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tunefork.errors import RecipeError, RunError, TuneforkError, UnsupportedError
-from tunefork.evaluate import compare_predictions, read_predictions
+from tunefork.evaluate import compare_predictions
+from tunefork.evaluate.stored import read_predictions
 from tunefork.files import make_folder, write_json
 from tunefork.methods import method_info
 from tunefork.models import check_support

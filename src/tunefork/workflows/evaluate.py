@@ -15,7 +15,7 @@ from tunefork.models import inspect_model
 from tunefork.recipe import EvaluateSection, Recipe
 from tunefork.tasks import Prediction, build_examples, make_task
 from tunefork.workflows.finetune import as_recipe
-from tunefork.workflows.trained import Trained, is_trained, load_trained, load_untrained
+from tunefork.evaluate.trained import Trained, is_trained, load_trained, load_untrained
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,14 @@ import torch
 
 from tunefork.errors import MissingExtraError, RunError
 from tunefork.evaluate import look_metrics, measure, predict_examples, run_baselines
+from tunefork.evaluate.stored import write_predictions
 from tunefork.methods import make_method
 from tunefork.models import autocast, load_base, load_model, save_artefact, torch_dtype
 from tunefork.recipe import Reason, Recipe, all_paths, dump_recipe, load_recipe
 from tunefork.files import staged_folder
 from tunefork.report import render_report
 from tunefork.run import RunFolder
-from tunefork.tasks import Prediction, row_losses
+from tunefork.tasks import row_losses
 from tunefork.train.checkpoint import Loaded, load_newest
 from tunefork.train.forecast import Forecast, forecast
 from tunefork.train.interrupt import Interrupt
@@ -223,12 +223,6 @@ def _run(
     listener.stage("writing the report")
     run.write_report(render_report(run))
     return RunResult(run.path, run.read_result())
-
-
-def write_predictions(run: RunFolder, name: str, predictions: Sequence[Prediction]) -> None:
-    """predictions/NAME.jsonl, one prediction a line."""
-    lines = (json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in predictions)
-    run.write_predictions(f"{name}.jsonl", "".join(lines))
 
 
 def _train(

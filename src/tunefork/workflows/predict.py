@@ -11,7 +11,7 @@ from tunefork.data import Finding, Row, apply_layout, read_rows, write_rows
 from tunefork.evaluate import predict_examples
 from tunefork.recipe import EvaluateSection
 from tunefork.tasks import Prediction, build_examples
-from tunefork.workflows.trained import load_trained
+from tunefork.evaluate.trained import load_trained
 
 PREDICTION, REASON = "prediction", "prediction_missing_because"
 

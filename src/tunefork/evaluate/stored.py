@@ -1,0 +1,33 @@
+"""Predictions on disk: one JSON object a line, as `tunefork.tasks.Prediction` has it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from tunefork.errors import RunError
+from tunefork.run import RunFolder
+from tunefork.tasks.base import Prediction
+
+_TUPLES = ("probabilities", "golds", "references")
+
+
+def write_predictions(run: RunFolder, name: str, predictions: Sequence[Prediction]) -> None:
+    """Writes predictions/NAME.jsonl of a run."""
+    lines = (json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in predictions)
+    run.write_predictions(f"{name}.jsonl", "".join(lines))
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """What `write_predictions` wrote. Raises RunError naming the line that cannot be read."""
+    known = {f.name for f in fields(Prediction)}
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            values = {key: tuple(v) if key in _TUPLES else v for key, v in json.loads(line).items() if key in known}
+            found.append(Prediction(**values))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise RunError(f"{path}:{number} must be a prediction. Received: {error}. Try measuring again.") from None
+    return found

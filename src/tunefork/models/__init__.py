@@ -1,0 +1,38 @@
+"""Models: facts before loading, loading with an adapter, and what is kept after training."""
+
+from tunefork.models import guard  # isort: skip  # first: peft, imported below, imports bitsandbytes
+from tunefork.models.adapters import bare_model
+from tunefork.models.artefact import ArtefactInfo, load_artefact, read_artefact_info, save_artefact
+from tunefork.models.base import load_base, load_tokenizer
+from tunefork.models.device import autocast, choose_device, choose_dtype, dtype_name, torch_dtype
+from tunefork.models.facts import ModelFacts, inspect_model
+from tunefork.models.load import load_model
+from tunefork.models.quantize import quantized_layers
+from tunefork.models.quiet import quiet
+from tunefork.models.state import load_trainable_state, trainable_state
+from tunefork.models.support import check_support, usable_positions
+
+__all__ = [
+    "ArtefactInfo",
+    "ModelFacts",
+    "autocast",
+    "bare_model",
+    "check_support",
+    "choose_device",
+    "choose_dtype",
+    "dtype_name",
+    "guard",
+    "inspect_model",
+    "load_artefact",
+    "load_base",
+    "load_model",
+    "load_tokenizer",
+    "load_trainable_state",
+    "quantized_layers",
+    "quiet",
+    "read_artefact_info",
+    "save_artefact",
+    "torch_dtype",
+    "trainable_state",
+    "usable_positions",
+]

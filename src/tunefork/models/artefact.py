@@ -1,0 +1,251 @@
+"""What training leaves behind: a folder that plain PEFT or plain transformers loads, and that explains itself."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from tunefork.errors import MissingFileError, RunError, UnsupportedError
+from tunefork.models.adapters import bare_model, wrap
+from tunefork.models.base import Loaded, load_tokenizer, load_transformers
+from tunefork.models.facts import ModelFacts, inspect_model
+from tunefork.models.quantize import quantized_layers
+from tunefork.models.quiet import quiet
+from tunefork.models.source import read_json
+from tunefork.recipe.schema import AdapterName, ModelSection
+
+SCHEMA = 1
+INFO_FILE = "tunefork.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+class ArtefactInfo(TypedDict):
+    """tunefork.json. `extra` is the caller's: task, labels, rendering …"""
+
+    schema: int
+    adapter: AdapterName
+    head: bool
+    labels: list[str]  # of the classification head
+    trained: list[str]  # parameters that were trained, fp32; empty for full training and PEFT adapters
+    base: dict[str, Any]  # ModelFacts.summary() of the model that was trained
+    extra: dict[str, Any]
+
+
+def save_artefact(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: ModelFacts,
+    folder: Path | str,
+    extra: Mapping[str, Any],
+) -> None:
+    """Writes the trained model, its tokenizer and tunefork.json into `folder`, as safetensors and JSON.
+
+    An adapter becomes a PEFT folder that names its base by hub name or absolute path; full training and heads become a
+    transformers folder, whose config says fp32 so that no loader rounds what was trained. Not atomic: write into a
+    folder beside and rename. `extra` must be JSON. Raises RunError when nothing in the model is trained.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    bare = bare_model(model)
+    if not isinstance(bare, PreTrainedModel):
+        raise RunError(f"An artefact is made of a transformers model. Received {type(bare).__name__}.")
+    adapter = _adapter_of(model, facts)
+    head = type(bare).__name__.endswith("ForSequenceClassification")
+    trained = sorted(n for n, p in model.named_parameters() if p.requires_grad) if adapter == "head" else []
+    info: ArtefactInfo = {
+        "schema": SCHEMA,
+        "adapter": adapter,
+        "head": head,
+        "labels": [str(name) for _, name in sorted((bare.config.id2label or {}).items())] if head else [],
+        "trained": trained,
+        "base": facts.summary(),
+        "extra": dict(extra),
+    }
+    text = json.dumps(info, ensure_ascii=False, indent=2, allow_nan=False)
+    with quiet():
+        if isinstance(model, PeftModel):
+            _save_adapter(model, facts, folder)
+        else:
+            _save_whole(bare, facts, folder)
+        tokenizer.save_pretrained(folder)
+    (folder / INFO_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_artefact_info(folder: Path | str) -> ArtefactInfo:
+    """tunefork.json of a folder. Raises MissingFileError without one, RunError when it is of another schema."""
+    path = Path(folder) / INFO_FILE
+    if not path.is_file():
+        raise MissingFileError(
+            f"A trained model's folder must hold {INFO_FILE}. Received {str(folder)!r} without it. "
+            "Try a run's folder, or its `model` folder."
+        )
+    info = read_json(path)
+    if info.get("schema") != SCHEMA:
+        raise RunError(
+            f"{str(path)!r} must be of schema {SCHEMA}. Received {info.get('schema')!r}. "
+            "Try the version of Tunefork that wrote it."
+        )
+    return info  # pyright: ignore[reportReturnType]
+
+
+def load_artefact(
+    folder: Path | str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    base: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[torch.nn.Module, PreTrainedTokenizerBase, ModelFacts]:
+    """The model as it was when saved: in eval mode, frozen, with logits bitwise those of then (same device, `dtype`,
+    inside `autocast`). `base` says where the model under an adapter is now, if it has moved.
+
+    Raises MissingFileError when the folder or its base is not there, RunError when the base is not the one the adapter
+    was trained on, UnsupportedError when it wants code of its own and that is not asked for.
+    """
+    folder, info = Path(folder), read_artefact_info(folder)
+    if info["base"]["trust_remote_code"] and not trust_remote_code:
+        raise UnsupportedError(
+            f"{str(folder)!r} needs code that comes with its base model {info['base']['name']!r}, which runs only when "
+            "asked for. Try trust_remote_code=True once you have read that code."
+        )
+    whole = info["adapter"] in ("none", "head")
+    facts = _facts_of(str(folder), info) if whole else _base_facts(base, info)
+    loaded = load_transformers(
+        facts,
+        form="head" if info["head"] else "text",
+        labels=info["labels"],
+        device=device,
+        dtype=torch.float32 if whole else dtype,
+        nf4=info["adapter"] == "qlora",
+        seed=0,
+    )
+    model = _restored_head(loaded, info, dtype) if whole else _restored_adapter(loaded, folder, device)
+    tokenizer = load_tokenizer(facts) if whole else _tokenizer(folder)
+    return model.requires_grad_(False).eval(), tokenizer, facts
+
+
+def _adapter_of(model: torch.nn.Module, facts: ModelFacts) -> AdapterName:
+    if isinstance(model, PeftModel):
+        config: Any = model.active_peft_config
+        if config.is_prompt_learning:
+            return "prefix"
+        if config.use_dora:
+            return "dora"
+        return "qlora" if quantized_layers(model) and not facts.quantized else "lora"
+    trained = [p.requires_grad for p in model.parameters()]
+    if not any(trained):
+        raise RunError("An artefact holds what was trained. Received a model without a trained weight.")
+    return "none" if all(trained) else "head"
+
+
+def _save_adapter(model: PeftModel, facts: ModelFacts, folder: Path) -> None:
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / ADAPTER_FILE, {"format": "pt"})
+    config = copy.copy(model.active_peft_config)
+    config.base_model_name_or_path = facts.source.hub_name or str(facts.folder)
+    config.revision = facts.revision
+    config.inference_mode = True
+    if config.task_type is None:  # how PEFT finds the class of a model it has no task type for
+        bare = type(model.get_base_model())
+        config.auto_mapping = {"base_model_class": bare.__name__, "parent_library": bare.__module__}
+    config.save_pretrained(str(folder))
+
+
+def _save_whole(model: PreTrainedModel, facts: ModelFacts, folder: Path) -> None:
+    """save_pretrained, then two repairs in what it wrote: the number format and the base's generation settings.
+
+    transformers refuses to save generation settings it finds inconsistent (which many published models have), after
+    training and with nothing written; the base's own file is copied instead.
+    """
+    if model.can_generate():
+        own, model.generation_config = model.generation_config, GenerationConfig.from_model_config(model.config)
+        model.save_pretrained(folder)
+        model.generation_config = own
+    else:
+        model.save_pretrained(folder)
+    if (facts.folder / "generation_config.json").is_file() and model.can_generate():
+        shutil.copyfile(facts.folder / "generation_config.json", folder / "generation_config.json")
+    config = read_json(folder / "config.json")
+    config["dtype"] = "float32"
+    use_cache = read_json(facts.folder / "config.json").get("use_cache")
+    if use_cache is not None:
+        config["use_cache"] = use_cache  # activation checkpointing turns it off
+    else:
+        config.pop("use_cache", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _facts_of(name: str, info: ArtefactInfo) -> ModelFacts:
+    base = info["base"]
+    kind: Literal["causal", "masked", "encoder"] = base["kind"]
+    return inspect_model(ModelSection(name=name, kind=kind, trust_remote_code=base["trust_remote_code"]))
+
+
+def _base_facts(base: str | None, info: ArtefactInfo) -> ModelFacts:
+    """Facts of the base: where the caller says, else by the name it was trained under, else where it was then."""
+    known = info["base"]
+    section = ModelSection(
+        name=base or known["name"],
+        kind=known["kind"],
+        revision=None if base else known["commit"] or known["revision"],
+        trust_remote_code=known["trust_remote_code"],
+    )
+    try:
+        facts = inspect_model(section)
+    except MissingFileError:
+        if base is not None or not Path(known["folder"]).is_dir():
+            raise
+        facts = inspect_model(section.model_copy(update={"name": known["folder"], "revision": None}))
+    if facts.fingerprint != known["fingerprint"] and facts.source.commit == known["commit"]:
+        raise RunError(
+            f"An adapter needs the model it was trained on. Received {facts.name!r}, which has changed since or is "
+            "another. Try the original model."
+        )
+    return replace(facts, name=known["name"])
+
+
+def _restored_adapter(loaded: Loaded, folder: Path, device: torch.device) -> torch.nn.Module:
+    config = PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = False
+    model = wrap(loaded.model, config, seed=0)
+    try:
+        stored = load_file(folder / ADAPTER_FILE, device=str(device))
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"{str(folder / ADAPTER_FILE)!r} must be a whole safetensors file. Received: {error}. Try a copy of it."
+        ) from None
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    if shapes != {name: tuple(tensor.shape) for name, tensor in stored.items()}:
+        raise RunError(f"{str(folder)!r} must hold the weights its adapter_config.json describes. Received others.")
+    set_peft_model_state_dict(model, stored)
+    return model
+
+
+def _restored_head(loaded: Loaded, info: ArtefactInfo, dtype: torch.dtype) -> torch.nn.Module:
+    """Full training stays in fp32; under a trained head the frozen weights go back to `dtype`."""
+    if info["adapter"] == "head":
+        trained = set(info["trained"])
+        for name, parameter in loaded.model.named_parameters():
+            if name not in trained and parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+    return loaded.model
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise MissingFileError(f"An adapter's folder must hold its tokenizer. Received {str(folder)!r} without one.")
+    return tokenizer

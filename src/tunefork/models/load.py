@@ -1,0 +1,73 @@
+"""Loads a model ready to be trained: the right weights require gradients, in fp32, the rest is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from tunefork.batch import Batch
+from tunefork.models.adapters import (
+    add_lora,
+    add_prefix,
+    lora_targets,
+    recompute_activations,
+    train_everything,
+    train_head,
+)
+from tunefork.models.architecture import meta_model, read_config, without_quantization
+from tunefork.models.base import load_transformers
+from tunefork.models.facts import ModelFacts
+from tunefork.models.support import Form, check_support
+from tunefork.recipe.schema import AdapterSection
+
+
+def load_model(
+    facts: ModelFacts,
+    *,
+    form: Form,
+    labels: Sequence[str],
+    adapter: AdapterSection,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+    activation_checkpointing: bool,
+    prefix_examples: Batch | None,
+) -> torch.nn.Module:
+    """The model with its adapter, on `device`. `adapter.name` must not be `auto` any more.
+
+    Frozen weights are in `dtype` (NF4 for qlora). Everything that is trained is fp32, so that no update is rounded
+    away: adapters, heads and, with adapter none, the whole model, which computes in `dtype` inside `autocast`.
+    Fresh weights are a function of `seed`; the global random state is not touched.
+
+    Raises UnsupportedError, RecipeError or MissingExtraError before weights are read where the combination cannot be.
+    """
+    name = adapter.name
+    if name == "auto":
+        raise ValueError("adapter.name must be resolved before a model is loaded")
+    check_support(facts, name, form, "training", activation_checkpointing=activation_checkpointing)
+    targets: list[str] = []
+    if name in ("lora", "qlora", "dora"):
+        config = without_quantization(read_config(facts.folder, facts.trust_remote_code))
+        modules = meta_model(config, facts.kind, form == "head", facts.trust_remote_code)
+        targets = lora_targets(modules, adapter.targets)
+    loaded = load_transformers(
+        facts,
+        form=form,
+        labels=labels,
+        device=device,
+        dtype=torch.float32 if name == "none" else dtype,
+        nf4=name == "qlora",
+        seed=seed,
+    )
+    if name == "none":
+        model = train_everything(loaded)
+    elif name == "head":
+        model = train_head(loaded)
+    elif name == "prefix":
+        model = add_prefix(loaded, facts, adapter, prefix_examples, dtype, seed)
+    else:
+        model = add_lora(loaded, facts, adapter, targets, seed)
+    if activation_checkpointing:
+        recompute_activations(model)
+    return model

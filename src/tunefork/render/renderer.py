@@ -1,0 +1,309 @@
+"""Examples of one task as token ids of one tokenizer: what is read, what is trained, what is cut."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from tunefork.batch import Batch
+from tunefork.errors import DataError, RecipeError, UnsupportedError
+from tunefork.recipe.schema import ModelKind
+from tunefork.render.chat import ChatText, chat_texts, prompt_text, shorter_chats, stop_text
+from tunefork.render.collate import answer_batch, candidate_batch, head_batch, text_batch
+from tunefork.render.rendered import Rendered, common_prefix, leading, trained_tokens
+from tunefork.tasks.base import MASK, Example, Message, Objective, Task
+
+
+class Renderer:
+    """Renders the examples of one task for one model's tokenizer, at most `max_length` tokens a sequence.
+
+    The start token stands once at the beginning of a causal text if the tokenizer puts one there by itself; where a
+    chat template writes the text, the template decides. No end token follows a causal prompt.
+
+    Raises RecipeError or UnsupportedError where the tokenizer lacks what the task needs.
+    """
+
+    def __init__(
+        self, tokenizer: Any, model_kind: ModelKind, task: Task, max_length: int, use_chat_template: bool
+    ) -> None:
+        self.tokenizer, self.model_kind, self.task = tokenizer, model_kind, task
+        self.max_length, self.chat_template = max_length, use_chat_template or task.form == "chat"
+        self.start, self.end = _specials(tokenizer)
+        self.pad = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
+        if self.chat_template:
+            self._check_chat()
+        if model_kind == "masked" and task.form == "verbalizer" and tokenizer.mask_token_id is None:
+            raise RecipeError("A masked prompt needs a tokenizer with a mask token. Received none. Try --form head.")
+        self.stop_ids = self._stop_ids()
+        self.objective = self._objective()
+
+    def render(self, example: Example) -> list[Rendered]:
+        """The example as training and evaluation see it; several only where a template rewrites earlier turns.
+
+        Raises DataError where the chat template refuses the row, or a prompt has no token to predict from.
+        """
+        if self.task.form == "chat":
+            return self._conversation(example, example)
+        if self.task.form == "head":
+            return [self._head(example)]
+        if self.task.form == "text":
+            return self._text(example)
+        return [self._masked(example) if self.model_kind == "masked" else self._candidates(example)]
+
+    def prompt(self, example: Example) -> Rendered:
+        """What an answer is generated from: everything before the answer.
+
+        Too long a text is cut from the left; a chat first loses its oldest exchanges.
+        """
+        asked = self._asked(example)
+        chats = [asked, *shorter_chats(asked)] if self.task.form == "chat" else [asked]
+        texts = [self._tokens(self._question(chats[0]))]
+        for chat in chats[1:]:
+            if len(texts[-1]) <= self.max_length:
+                break
+            texts.append(self._tokens(self._question(chat)))
+        ids = texts[-1]
+        return self._fitted(example, ids, [False] * len(ids), len(texts[0]) - len(ids))
+
+    def batch(self, rendered: Sequence[Rendered], *, learn: bool = False) -> Batch:
+        """Rows as padded tensors; see `Batch`. All rows must be of this renderer.
+
+        With `learn`, where the objective is `answer`, the right candidate alone is text to be predicted.
+        """
+        if self.task.form in ("text", "chat"):
+            return text_batch(rendered, self.pad)
+        if self.task.form == "head":
+            return head_batch(rendered, self.pad)
+        if learn and self.objective == "answer":
+            return answer_batch(rendered, self.pad)
+        return candidate_batch(rendered, self.pad)
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the rendering, as JSON: kept with the model so that it is asked the same way.
+
+        `fingerprint` is equal for two renderers only if they give the same ids for the same example.
+        """
+        vocabulary = repr(sorted(self.tokenizer.get_vocab().items()))
+        known: dict[str, Any] = {
+            "form": self.task.form,
+            "objective": self.objective,
+            "wording": dict(self.task.wording),
+            "chat_template": self.tokenizer.chat_template if self.chat_template else None,
+            "max_length": self.max_length,
+            "stop": list(self.task.stop),
+            "stop_ids": list(self.stop_ids),
+            "vocabulary_size": len(self.tokenizer),
+            "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        }
+        return {**known, "fingerprint": hashlib.sha256(repr(sorted(known.items())).encode()).hexdigest()}
+
+    def explain(self, rendered: Rendered) -> list[tuple[str, int, str]]:
+        """(text, id, role) of each token. Roles: masked, trained, read, `candidate N`, and `right N` for the right one.
+
+        Tokens that were cut are one line with the role `cut` and the id -1, where they stood.
+        """
+        lines = [
+            (self._shown(token), token, "trained" if use else "read" if t == rendered.read_at else "masked")
+            for t, (token, use) in enumerate(zip(rendered.ids, rendered.trained, strict=True))
+        ]
+        for c, candidate in enumerate(rendered.candidates):
+            role = f"right {c}" if c == rendered.example.gold else f"candidate {c}"
+            lines += [(self._shown(token), token, role) for token in candidate]
+        if rendered.cut:
+            ends = len(self.end) if self.end and rendered.ids[-len(self.end) :] == self.end else 0
+            at = len(rendered.ids) - ends if rendered.cut_side == "right" else leading(rendered.ids, self.start)
+            lines.insert(at, (f"({rendered.cut} tokens left out)", -1, "cut"))
+        return lines
+
+    def _check_chat(self) -> None:
+        if self.model_kind != "causal" or self.task.form == "head":
+            raise UnsupportedError(
+                f"`task.chat_template` needs a causal model that answers in words. Received a {self.model_kind} model "
+                f"and the form {self.task.form}. Try without it."
+            )
+        if not self.tokenizer.chat_template:
+            raise RecipeError(
+                "A chat needs a model with a chat template. Received a tokenizer without one. Try the model's "
+                "instruction-tuned sibling, put a chat_template.jinja into its folder, or use --task generation."
+            )
+        if not self.tokenizer.is_fast:
+            raise UnsupportedError(
+                "A chat needs a tokenizer that tells where its tokens stand in the text (a fast one). Received "
+                f"{type(self.tokenizer).__name__}. Try a model folder with a tokenizer.json."
+            )
+
+    def _stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: the one the chat template writes after a reply, and the end token."""
+        eos = self.tokenizer.eos_token_id
+        found = [] if eos is None else [int(eos)]
+        if self.chat_template:
+            written = self.tokenizer(stop_text(self.tokenizer), add_special_tokens=False)["input_ids"]
+            special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+            found = [*(token for token in written[:1] if token in special), *found]
+        return tuple(dict.fromkeys(found))
+
+    def _objective(self) -> Objective:
+        """The task's, but candidates when nobody asked for another and every label is one token of its own."""
+        if not (self.task.automatic_objective and self.task.labels and self.task.form == "verbalizer"):
+            return self.task.objective
+        if self.model_kind == "masked":
+            return "candidates"
+        ends_in_space = str(self.task.wording.get("prompt", "")).endswith((" ", "\n"))
+        labels = self.task.labels if ends_in_space else tuple(f" {label}" for label in self.task.labels)
+        probe = Example("labels", prompt="A\n" if ends_in_space else "A", candidates=labels)
+        return self.task.objective if self._candidates(probe).fanned_out else "candidates"
+
+    def _shown(self, token: int) -> str:
+        """A token as text, or by its name in the vocabulary where it is only a part of a character."""
+        text = self.tokenizer.decode([token])
+        return text if text and "\ufffd" not in text else str(self.tokenizer.convert_ids_to_tokens(token))
+
+    def _asked(self, example: Example) -> Example:
+        """The example without the reply that is to be generated."""
+        messages = example.messages
+        return replace(example, messages=messages[:-1]) if messages and messages[-1].role == "assistant" else example
+
+    def _question(self, example: Example) -> str:
+        """The text before the answer, as the chat template writes it where one is used."""
+        if self.task.form == "chat":
+            return prompt_text(self.tokenizer, example)
+        if self.chat_template:
+            return prompt_text(self.tokenizer, replace(example, messages=(Message("user", example.prompt),)))
+        return example.prompt
+
+    def _tokens(self, text: str) -> list[int]:
+        """Ids of a causal text. A template writes its own start token; another text has it once."""
+        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if self.chat_template or ids[: len(self.start)] == list(self.start):
+            return ids
+        return [*self.start, *ids]
+
+    def _candidates(self, example: Example) -> Rendered:
+        """Whole texts are tokenised, and what all of them begin with is the prompt: no boundary is guessed."""
+        question = self._question(example)
+        texts = [c.lstrip() for c in example.candidates] if self.chat_template else example.candidates
+        wholes = [self._tokens(question + text) for text in texts]
+        shared = common_prefix(self._tokens(question), wholes)
+        answers = tuple(tuple(whole[shared:]) for whole in wholes)
+        single = all(len(a) == 1 for a in answers) and len(set(answers)) == len(answers)
+        longest = 0 if single else max(len(a) for a in answers)
+        if not shared:
+            raise DataError(
+                f"{example.source}: a candidate must follow a prompt of at least one token. Received "
+                f"{question[-40:]!r} before {texts[0]!r}. Try a longer task.prompt."
+            )
+        if longest >= self.max_length:
+            raise DataError(
+                f"{example.source}: a candidate and one token of its prompt must fit {self.max_length} tokens. "
+                f"Received a candidate of {longest}. Try a larger model.max_length, or leave the row out."
+            )
+        fitted = self._fitted(example, wholes[0][:shared], [False] * shared, room=self.max_length - longest)
+        return replace(fitted, candidates=answers, read_at=len(fitted.ids) - 1 if single else None)
+
+    def _text(self, example: Example) -> list[Rendered]:
+        """Prompt, answer and end token; trained on the answer and the end token."""
+        if example.answer is None:
+            return [self.prompt(example)]
+        if self.chat_template:
+            turns = (Message("user", example.prompt), Message("assistant", example.answer.strip()))
+            return self._conversation(example, replace(example, messages=turns))
+        prompt, whole = self._tokens(example.prompt), self._tokens(example.prompt + example.answer)
+        shared = common_prefix(prompt, [whole])
+        tail = [*whole[shared:], *([] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id])]
+        trained = [False] * shared + [True] * len(tail)
+        return [self._fitted(example, [*whole[:shared], *tail], trained)]
+
+    def _fitted(
+        self, example: Example, ids: Sequence[int], trained: Sequence[bool], gone: int = 0, room: int | None = None
+    ) -> Rendered:
+        """At most `room` ids (max_length when absent), cut from the left after the start token.
+
+        What is trained is never cut: where it does not fit behind at least one other token, nothing is trained.
+        `gone` tokens of older turns have been left out before.
+        """
+        over = len(ids) - (self.max_length if room is None else room)
+        if over <= 0:
+            return Rendered(example, tuple(ids), tuple(trained), cut=gone, cut_side="turns" if gone else "")
+        begin = leading(ids, self.start)
+        first = next((t for t, use in enumerate(trained) if use), len(ids))
+        if over <= first - max(begin, 1):
+            kept, flags = (*ids[:begin], *ids[begin + over :]), (*trained[:begin], *trained[begin + over :])
+            return Rendered(example, kept, flags, cut=over + gone, cut_side="left")
+        kept = tuple(ids[:-over])
+        return Rendered(example, kept, (False,) * len(kept), cut=over + gone, cut_side="right", answer_cut=True)
+
+    def _conversation(self, example: Example, chat: Example) -> list[Rendered]:
+        """A chat with its replies trained; too long a one loses its oldest exchanges, system messages stay."""
+        found: list[Rendered] = []
+        texts = chat_texts(self.tokenizer, chat)
+        for text in texts:
+            ids, trained = self._encoded(text)
+            full = len(ids)
+            for shorter in shorter_chats(chat, text.turns):
+                if len(ids) <= self.max_length:
+                    break
+                again = chat_texts(self.tokenizer, _only_last(shorter) if len(texts) > 1 else shorter)
+                if len(again) == 1 and again[0].trained:
+                    ids, trained = self._encoded(again[0])
+            found.append(self._fitted(example, ids, trained, full - len(ids)))
+        return found
+
+    def _encoded(self, text: ChatText) -> tuple[list[int], list[bool]]:
+        """The text tokenised once, and which tokens overlap what is trained."""
+        found = self.tokenizer(text.text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(found["input_ids"]), trained_tokens(found["offset_mapping"], text.trained)
+
+    def _masked(self, example: Example) -> Rendered:
+        """The masked prompt, cut so that the mask stays, with one-token verbalizers read at the mask."""
+        before, _, after = example.prompt.partition(MASK)
+        left = list(self.tokenizer(before.rstrip(), add_special_tokens=False)["input_ids"])
+        right = list(self.tokenizer(after, add_special_tokens=False)["input_ids"])
+        over = max(0, len(self.start) + len(left) + 1 + len(right) + len(self.end) - self.max_length)
+        from_left = min(over, len(left))  # the wording next to the mask stays
+        left, right = left[from_left:], right[: len(right) - (over - from_left)]
+        ids = (*self.start, *left, int(self.tokenizer.mask_token_id), *right, *self.end)
+        return Rendered(
+            example,
+            ids,
+            (False,) * len(ids),
+            tuple((self._verbalizer(candidate),) for candidate in example.candidates),
+            read_at=len(self.start) + len(left),
+            cut=over,
+            cut_side="" if not over else "left" if from_left else "right",
+        )
+
+    def _verbalizer(self, word: str) -> int:
+        """The one token of a verbalizer, with the space before it that words carry inside a text (RoBERTa)."""
+        ids = self.tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"]
+        if len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id:
+            pieces = self.tokenizer.convert_ids_to_tokens(ids)
+            raise RecipeError(
+                f"A verbalizer of a masked model must be one token. Received {word.strip()!r}, which is {pieces}. "
+                "Try other words with --labels, or --form head."
+            )
+        return int(ids[0])
+
+    def _head(self, example: Example) -> Rendered:
+        """The text between the tokenizer's special tokens, cut from the right."""
+        ids = list(self.tokenizer(example.prompt, add_special_tokens=False)["input_ids"])
+        cut = max(0, len(ids) - (self.max_length - len(self.start) - len(self.end)))
+        kept = (*self.start, *ids[: len(ids) - cut], *self.end)
+        return Rendered(example, kept, (False,) * len(kept), cut=cut, cut_side="right" if cut else "")
+
+
+def _only_last(chat: Example) -> Example:
+    """The same conversation with its last reply alone trained."""
+    before = tuple(replace(m, trained=False) for m in chat.messages[:-1])
+    return replace(chat, messages=(*before, chat.messages[-1]))
+
+
+def _specials(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids the tokenizer puts before and after a text of its own accord."""
+    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    full = list(tokenizer("a", add_special_tokens=True)["input_ids"])
+    for at in range(len(full) - len(plain) + 1):
+        if full[at : at + len(plain)] == plain:
+            return tuple(full[:at]), tuple(full[at + len(plain) :])
+    return (), ()

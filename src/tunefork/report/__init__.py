@@ -1,0 +1,5 @@
+"""What came of a run, on one page: a verdict in words, figures, examples, findings, recipe and cost."""
+
+from tunefork.report.page import render_report, write_report
+
+__all__ = ["render_report", "write_report"]

@@ -1,0 +1,69 @@
+"""Test rows to look at: gained and lost against a baseline, and answers beside their references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tunefork.report import words
+from tunefork.report.reading import Record
+from tunefork.tasks import Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A test row with what two systems, or one, said about it."""
+
+    source: str
+    text: str
+    gold: str
+    before: str
+    after: str
+    note: str = ""
+
+    @property
+    def short(self) -> bool:
+        """Whether what was said fits side by side."""
+        return max(map(len, (self.gold, self.before, self.after))) <= 24
+
+
+def show_changes(record: Record, baseline: str, sources: Sequence[str], most: int = 10) -> list[Shown]:
+    """The rows at `sources` with what the baseline and the run said; where nothing was said, the loss."""
+    place = {p.source: i for i, p in enumerate(record.predictions)}
+    shown = []
+    for source in sources[:most]:
+        i = place[source]
+        mine, theirs = record.predictions[i], record.baselines[baseline][i]
+        shown.append(Shown(source, words.trimmed(record.texts[i]), _right(mine), _said(theirs), _said(mine)))
+    return shown
+
+
+def show_samples(record: Record, most: int = 8) -> list[Shown]:
+    """Answers beside their references, evenly spaced over the test rows; empty where no text was generated."""
+    if record.task.form not in ("text", "chat") or not any(p.predicted for p in record.predictions):
+        return []
+    places = np.unique(np.linspace(0, len(record.predictions) - 1, most).round().astype(int))
+    return [_sample(record.predictions[i], record.texts[i]) for i in places.tolist()]
+
+
+def _sample(prediction: Prediction, text: str) -> Shown:
+    notes = [
+        "cut off at the longest length allowed" if prediction.stopped is False else "",
+        f"{words.count(prediction.cut, 'prompt token')} left out to make room" if prediction.cut else "",
+    ]
+    said = words.trimmed(prediction.predicted, 400) or "(nothing)"
+    note = "; ".join(filter(None, notes))
+    return Shown(prediction.source, words.trimmed(text, 400), _right(prediction), "", said, note)
+
+
+def _right(prediction: Prediction) -> str:
+    right = prediction.gold if prediction.gold is not None else next(iter(prediction.references), None)
+    return "(unknown)" if right is None else words.trimmed(right, 400)
+
+
+def _said(prediction: Prediction) -> str:
+    if prediction.predicted or prediction.loss is None:
+        return words.trimmed(prediction.predicted, 400) or "(nothing)"
+    return f"loss {words.decimal(prediction.loss)}"
