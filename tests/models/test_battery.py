@@ -40,6 +40,11 @@ BF16 = [(k, a, True) for k in ("llama", "bert") for a in ADAPTERS] + [("gpt2", a
 Tiny = Callable[[str], Path]
 
 
+def _mostly_slow(cases: list[tuple[str, str, bool]]) -> list[Any]:
+    """Three kinds always; the others, which differ in little here, where there is time."""
+    return [pytest.param(*c, marks=() if c in FAST else pytest.mark.slow) for c in cases]
+
+
 def _plain(folder: Path, base: Path, kind: str, adapter: str, head: bool) -> Any:
     """What someone without this package gets: transformers and, for adapters, PEFT."""
     auto = AutoModelForSequenceClassification if head else AutoModelForMaskedLM
@@ -114,7 +119,7 @@ def test_saved_and_loaded_gives_bitwise_the_same_logits(
     assert not {p.suffix for p in (tmp_path / "a").iterdir()} & {".bin", ".pt", ".pkl", ".pth"}
 
 
-@pytest.mark.parametrize(("kind", "adapter", "head"), [c for c in ALLOWED if c[1] != "qlora"])
+@pytest.mark.parametrize(("kind", "adapter", "head"), _mostly_slow([c for c in ALLOWED if c[1] != "qlora"]))
 def test_plain_peft_or_transformers_gives_the_same_logits(
     kind: str, adapter: str, head: bool, tiny: Tiny, tmp_path: Path
 ) -> None:
@@ -178,7 +183,7 @@ def test_logits_only_where_asked(kind: str, adapter: str, tiny: Tiny) -> None:
     assert torch.allclose(some, logits_of(model, batch)[:, places], atol=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "adapter", "head"), [c for c in ALLOWED if c[1] != "prefix"])
+@pytest.mark.parametrize(("kind", "adapter", "head"), _mostly_slow([c for c in ALLOWED if c[1] != "prefix"]))
 def test_checkpointed_activations_give_the_same_gradient(kind: str, adapter: str, head: bool, tiny: Tiny) -> None:
     facts, batch = facts_of(tiny(kind)), batch_of(facts_of(tiny(kind)))
     gradients = []

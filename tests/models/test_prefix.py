@@ -9,12 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DistilBertConfig, DistilBertForMaskedLM
 
 from tests.models.common import CPU, LABELS, batch_of, facts_of, form_of, load, logits_of
 from tests.tiny import CAUSAL, KINDS
 from tunefork.batch import Batch
 from tunefork.errors import UnsupportedError
-from tunefork.models import autocast, bare_model, check_support, inspect_model, load_base, load_model, trainable_state
+from tunefork.models import (
+    autocast,
+    bare_model,
+    check_support,
+    inspect_model,
+    load_base,
+    load_model,
+    quiet,
+    trainable_state,
+)
 from tunefork.recipe.schema import AdapterSection, ModelSection
 
 Tiny = Callable[[str], Path]
@@ -131,6 +141,15 @@ def test_grouped_heads_are_kept_apart(tiny: Tiny) -> None:
     for real, made in zip(kept.layers, learned.layers, strict=True):
         assert real.keys.shape == (1, 2, 4, 8)
         assert torch.equal(real.keys, made.keys) and torch.equal(real.values, made.values)
+
+
+def test_encoders_without_a_cache_are_refused(tmp_path: Path) -> None:
+    config = DistilBertConfig(vocab_size=64, dim=32, n_layers=1, n_heads=2, hidden_dim=64)
+    with quiet():
+        DistilBertForMaskedLM(config).save_pretrained(tmp_path)
+    check_support(facts_of(tmp_path), "lora", "head", "backprop")
+    with pytest.raises(UnsupportedError, match="--adapter lora"):
+        check_support(facts_of(tmp_path), "prefix", "head", "backprop")
 
 
 def test_masked_models_asked_in_words_are_refused(tiny: Tiny) -> None:

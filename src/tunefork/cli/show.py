@@ -48,9 +48,9 @@ def show_plan(console: Console, plan: Plan) -> None:
     """The resolved recipe with reasons, the rows, the findings and the forecast."""
     job, recipe = plan.job, plan.job.recipe
     why = {reason.path: reason.why for reason in job.resolved.reasons}
-    table = Table(title="Recipe, as it will run", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title="Recipe, as it will run", title_justify="left", box=None, pad_edge=False, show_header=False)
     table.add_column("key", style="bold", no_wrap=True)
-    table.add_column("value", overflow="fold")
+    table.add_column("value", overflow="fold", max_width=48)
     table.add_column("why", style="dim", overflow="fold")
     tree = recipe.model_dump(mode="json")
     for path, info in all_paths():
@@ -60,19 +60,21 @@ def show_plan(console: Console, plan: Plan) -> None:
         if path in why or value != _default(info):
             table.add_row(path, escape(_short(value)), escape(why.get(path, "given")))
     console.print(table)
-    rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("split", "rows", "tokens", "trained tokens", "longest", "from"):
-        rows.add_column(heading, justify="left" if heading in ("split", "from") else "right")
+    console.print()
     for name, count in job.counts().items():
-        figures = [f"{count[key]:,}" for key in ("rows", "tokens", "trained_tokens", "longest")]
-        rows.add_row(name, *figures, escape(job.origin.get(name, "")))
-    console.print(rows)
+        trained = f", {count['trained_tokens']:,} of them trained" if count["trained_tokens"] else ""
+        console.print(
+            f"[bold]{name:5}[/] {count['rows']:,} rows, {count['tokens']:,} tokens{trained}, longest {count['longest']:,}"
+            f" [dim]{escape(job.origin.get(name, ''))}[/]",
+            soft_wrap=True,
+        )
     show_findings(console, job.findings)
     resolved = job.resolved
     console.print(
-        f"{resolved.steps:,} steps ({resolved.steps / resolved.steps_per_epoch:.2g} epochs of "
+        f"\n{resolved.steps:,} steps ({resolved.steps / resolved.steps_per_epoch:.2g} epochs of "
         f"{resolved.steps_per_epoch:,}); forecast: {duration(plan.forecast.seconds)} of training, "
-        f"{size(plan.forecast.memory_bytes)} of memory at the peak."
+        f"{size(plan.forecast.memory_bytes)} of memory at the peak.\n",
+        soft_wrap=True,
     )
 
 
@@ -81,7 +83,8 @@ def show_findings(console: Console, findings: Sequence[Finding]) -> None:
     order = {"error": 0, "warning": 1, "info": 2}
     for finding in sorted(findings, key=lambda f: order[f.level]):
         where = f"{finding.split}: " if finding.split else ""
-        console.print(f"{_MARKS[finding.level]} {escape(where + finding.message)} [dim]{escape(finding.advice)}[/]")
+        advice = f" [dim]{escape(finding.advice)}[/]" if finding.advice else ""
+        console.print(f"{_MARKS[finding.level]} {escape(where + finding.message)}{advice}", soft_wrap=True)
         if finding.level != "info":
             for example in finding.examples[:3]:
                 console.print(f"      {escape(example)}", style="dim", soft_wrap=True)

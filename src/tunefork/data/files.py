@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import difflib
 import gzip
 import re
 import zlib
@@ -11,7 +12,7 @@ from typing import NoReturn
 
 from tunefork.data.rows import Finding
 from tunefork.data.values import listed
-from tunefork.errors import DataError, MissingFileError, did_you_mean
+from tunefork.errors import DataError, MissingFileError
 
 TEXT_FORMATS = ("csv", "tsv", "json", "jsonl")
 TABLE_FORMATS = ("xlsx", "parquet")
@@ -73,15 +74,19 @@ def format_of(name: str) -> str | None:
 
 
 def _refuse_missing(path: str, file: Path) -> NoReturn:
+    on_hub = format_of(path) is None and re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?(@\S+)?", path)
+    hub_hint = f" For a data set of the Hugging Face hub, try `hub:{path}`." if on_hub else ""
     if not file.parent.is_dir():
-        raise MissingFileError(f"A file of rows must exist. Received `{path}`: there is no folder `{file.parent}`.")
+        raise MissingFileError(
+            f"A file of rows must exist. Received `{path}`: there is no folder `{file.parent}`.{hub_hint}"
+        )
     siblings = sorted(p.name for p in file.parent.iterdir())
-    hint = did_you_mean(file.name, siblings)
     readable = [name for name in siblings if format_of(name)]
-    if not hint and re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?(@\S+)?", path) and format_of(path) is None:
-        hint = f" For a data set on the Hugging Face hub, try `hub:{path}`."
-    elif not hint and readable:
-        hint = f" Its folder holds {listed(readable, 6)}."
+    near = difflib.get_close_matches(file.name, siblings, n=1, cutoff=0.75)  # the shared `.csv` alone is not near
+    if near:
+        hint = f" Did you mean `{near[0]}`?"
+    else:
+        hint = hub_hint or (f" Its folder holds {listed(readable, 6)}." if readable else "")
     raise MissingFileError(f"A file of rows must exist. Received `{path}`, which does not.{hint}")
 
 

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, GenerationMixin, StoppingCriteria, St
 
 from tunefork.errors import UnsupportedError
 from tunefork.evaluate.batching import pack
-from tunefork.evaluate.prefix import bare_model
+from tunefork.models import bare_model
 from tunefork.render import Renderer
 
 

@@ -9,21 +9,16 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from tunefork.evaluate.batching import pack
+from tunefork.models import bare_model, has_learned_prefix
 
 _ARGUMENTS = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep")
 _EXPANDABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 
 Tokens = Sequence[int]
-
-
-def bare_model(model: torch.nn.Module) -> torch.nn.Module:
-    """The transformers model under a PEFT wrapper, or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def can_share_prefix(model: torch.nn.Module) -> bool:
@@ -36,7 +31,7 @@ def can_share_prefix(model: torch.nn.Module) -> bool:
     bare = bare_model(model)
     if not isinstance(bare, PreTrainedModel) or bare.config.is_encoder_decoder:
         return False
-    if isinstance(model, PeftModel) and any(c.is_prompt_learning for c in model.peft_config.values()):
+    if has_learned_prefix(model):
         return False
     known = inspect.signature(bare.forward).parameters
     if any(name not in known for name in _ARGUMENTS):

@@ -9,22 +9,35 @@ from pathlib import Path
 
 from tunefork.errors import RunError
 from tunefork.run import RunFolder
-from tunefork.tasks.base import Prediction
+from tunefork.tasks.base import Example, Prediction
 
 _TUPLES = ("probabilities", "golds", "references")
 
 
-def write_predictions(run: RunFolder, name: str, predictions: Sequence[Prediction]) -> None:
-    """Writes predictions/NAME.jsonl of a run."""
-    lines = (json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in predictions)
+def write_predictions(
+    run: RunFolder, name: str, predictions: Sequence[Prediction], texts: Sequence[str] | None = None
+) -> None:
+    """Writes predictions/NAME.jsonl of a run; with `texts`, what was asked stands beside each answer."""
+    lines = []
+    for i, prediction in enumerate(predictions):
+        values = asdict(prediction) | ({} if texts is None else {"text": texts[i]})
+        lines.append(json.dumps(values, ensure_ascii=False) + "\n")
     run.write_predictions(f"{name}.jsonl", "".join(lines))
+
+
+def shown_text(example: Example) -> str:
+    """What a person is shown as the question of a row."""
+    if example.messages:
+        asked = [m.content for m in example.messages if m.role == "user"]
+        return asked[-1] if asked else example.text
+    return example.text or example.prompt
 
 
 def read_predictions(path: Path) -> list[Prediction]:
     """What `write_predictions` wrote. Raises RunError naming the line that cannot be read."""
     known = {f.name for f in fields(Prediction)}
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
         try:
             values = {key: tuple(v) if key in _TUPLES else v for key, v in json.loads(line).items() if key in known}
             found.append(Prediction(**values))

@@ -1,7 +1,7 @@
 """Models: facts before loading, loading with an adapter, and what is kept after training."""
 
 from tunefork.models import guard  # isort: skip  # first: peft, imported below, imports bitsandbytes
-from tunefork.models.adapters import bare_model
+from tunefork.models.adapters import bare_model, has_learned_prefix
 from tunefork.models.artefact import ArtefactInfo, load_artefact, read_artefact_info, save_artefact
 from tunefork.models.base import load_base, load_tokenizer
 from tunefork.models.device import autocast, choose_device, choose_dtype, dtype_name, torch_dtype
@@ -22,6 +22,7 @@ __all__ = [
     "choose_dtype",
     "dtype_name",
     "guard",
+    "has_learned_prefix",
     "inspect_model",
     "load_artefact",
     "load_base",

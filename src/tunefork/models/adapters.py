@@ -29,6 +29,11 @@ def bare_model(model: torch.nn.Module) -> torch.nn.Module:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def has_learned_prefix(model: torch.nn.Module) -> bool:
+    """Whether PEFT puts learned keys and values into the model's cache."""
+    return isinstance(model, PeftModel) and any(c.is_prompt_learning for c in model.peft_config.values())
+
+
 def train_everything(loaded: Loaded) -> torch.nn.Module:
     """Full training. The model must be in fp32: AdamW's updates are lost when rounded to 16 bit."""
     return loaded.model.requires_grad_(True)

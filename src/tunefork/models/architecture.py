@@ -110,9 +110,9 @@ def has_head_class(config: PretrainedConfig) -> bool:
     return _mapped(config, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "AutoModelForSequenceClassification")
 
 
-def has_plain_cache(config: PretrainedConfig, model: torch.nn.Module) -> bool:
+def has_plain_cache(config: PretrainedConfig, model: PreTrainedModel) -> bool:
     """Whether every layer keeps keys and values that a learned prefix can stand for (no state space, no latents)."""
-    if "past_key_values" not in inspect.signature(model.forward).parameters and not _knows(config, "masked"):
+    if "past_key_values" not in inspect.signature(model.base_model.forward).parameters:
         return False
     text = config.get_text_config()
     if any(getattr(text, name, None) for name in ("num_kv_shared_layers", "kv_lora_rank")):

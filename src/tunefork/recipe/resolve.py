@@ -85,9 +85,9 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
     steps = max(1, round(epochs * per_epoch))
     if tree["train"]["max_steps"] is not None:
         steps = min(steps, tree["train"]["max_steps"])
-    look = max(1, steps // 10)
-    fill("train.evaluate_every", look, "ten looks at dev a run" if now.has_dev else "no dev rows: never used")
-    fill("train.save_every", max(look, 10), "with every look at dev, at least ten steps apart")
+    look = max(min(10, steps), steps // 10)
+    fill("train.evaluate_every", look, "about ten looks at dev a run, at least ten steps apart" if now.has_dev else "no dev rows: never used")
+    fill("train.save_every", look, "with every look at dev")
     fill(
         "train.activation_checkpointing",
         now.checkpointing_needed,

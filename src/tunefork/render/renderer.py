@@ -139,7 +139,7 @@ class Renderer:
         eos = self.tokenizer.eos_token_id
         found = [] if eos is None else [int(eos)]
         if self.chat_template:
-            written = self.tokenizer(stop_text(self.tokenizer), add_special_tokens=False)["input_ids"]
+            written = self._plain(stop_text(self.tokenizer))
             special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
             found = [*(token for token in written[:1] if token in special), *found]
         return tuple(dict.fromkeys(found))
@@ -175,10 +175,14 @@ class Renderer:
 
     def _tokens(self, text: str) -> list[int]:
         """Ids of a causal text. A template writes its own start token; another text has it once."""
-        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = self._plain(text)
         if self.chat_template or ids[: len(self.start)] == list(self.start):
             return ids
         return [*self.start, *ids]
+
+    def _plain(self, text: str) -> list[int]:
+        """Ids of a text without special tokens of the tokenizer's own; too long a one is this class's business."""
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _candidates(self, example: Example) -> Rendered:
         """Whole texts are tokenised, and what all of them begin with is the prompt: no boundary is guessed."""
@@ -252,14 +256,14 @@ class Renderer:
 
     def _encoded(self, text: ChatText) -> tuple[list[int], list[bool]]:
         """The text tokenised once, and which tokens overlap what is trained."""
-        found = self.tokenizer(text.text, add_special_tokens=False, return_offsets_mapping=True)
+        found = self.tokenizer(text.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return list(found["input_ids"]), trained_tokens(found["offset_mapping"], text.trained)
 
     def _masked(self, example: Example) -> Rendered:
         """The masked prompt, cut so that the mask stays, with one-token verbalizers read at the mask."""
         before, _, after = example.prompt.partition(MASK)
-        left = list(self.tokenizer(before.rstrip(), add_special_tokens=False)["input_ids"])
-        right = list(self.tokenizer(after, add_special_tokens=False)["input_ids"])
+        left = self._plain(before.rstrip())
+        right = self._plain(after)
         over = max(0, len(self.start) + len(left) + 1 + len(right) + len(self.end) - self.max_length)
         from_left = min(over, len(left))  # the wording next to the mask stays
         left, right = left[from_left:], right[: len(right) - (over - from_left)]
@@ -276,7 +280,7 @@ class Renderer:
 
     def _verbalizer(self, word: str) -> int:
         """The one token of a verbalizer, with the space before it that words carry inside a text (RoBERTa)."""
-        ids = self.tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"]
+        ids = self._plain(f" {word.strip()}")
         if len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id:
             pieces = self.tokenizer.convert_ids_to_tokens(ids)
             raise RecipeError(
@@ -287,7 +291,7 @@ class Renderer:
 
     def _head(self, example: Example) -> Rendered:
         """The text between the tokenizer's special tokens, cut from the right."""
-        ids = list(self.tokenizer(example.prompt, add_special_tokens=False)["input_ids"])
+        ids = self._plain(example.prompt)
         cut = max(0, len(ids) - (self.max_length - len(self.start) - len(self.end)))
         kept = (*self.start, *ids[: len(ids) - cut], *self.end)
         return Rendered(example, kept, (False,) * len(kept), cut=cut, cut_side="right" if cut else "")

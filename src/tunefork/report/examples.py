@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tunefork.evaluate import Change
 from tunefork.report import words
 from tunefork.report.reading import Record
 from tunefork.tasks import Prediction
@@ -29,15 +30,23 @@ class Shown:
         return max(map(len, (self.gold, self.before, self.after))) <= 24
 
 
-def show_changes(record: Record, baseline: str, sources: Sequence[str], most: int = 10) -> list[Shown]:
-    """The rows at `sources` with what the baseline and the run said; where nothing was said, the loss."""
+def show_changes(record: Record, baseline: str, changes: Sequence[Change], most: int = 10) -> list[Shown]:
+    """The first of `changes` with what the baseline and the run said; where nothing was said, the loss."""
     place = {p.source: i for i, p in enumerate(record.predictions)}
     shown = []
-    for source in sources[:most]:
-        i = place[source]
+    for change in changes[:most]:
+        i = place[change.source]
         mine, theirs = record.predictions[i], record.baselines[baseline][i]
-        shown.append(Shown(source, words.trimmed(record.texts[i]), _right(mine), _said(theirs), _said(mine)))
+        note = "" if mine.gold_index is not None or mine.golds else _by_how_much(record.metric, change.difference)
+        shown.append(
+            Shown(change.source, words.trimmed(record.texts[i]), _right(mine), _said(theirs), _said(mine), note)
+        )
     return shown
+
+
+def _by_how_much(metric: str, better: float) -> str:
+    sign = 1 if words.higher_is_better(metric) else -1
+    return f"{words.metric_name(metric)} {words.decimal(sign * better, signed=True)}"
 
 
 def show_samples(record: Record, most: int = 8) -> list[Shown]:

@@ -43,7 +43,7 @@ class Dot:
 
 def dot_plot(dots: Sequence[Dot], metric: str) -> str:
     """One line a system, the interval as a bar through the dot; this run in the accent colour."""
-    figure, axes = _axes(420, 46 + 27 * len(dots), left=172, bottom=34)
+    figure, axes = _axes(420, 46 + 27 * len(dots), left=186, bottom=34)
     for place, dot in enumerate(reversed(dots)):
         colour = _ACCENT if dot.ours else _INK
         if dot.low is not None and dot.high is not None:
@@ -52,8 +52,8 @@ def dot_plot(dots: Sequence[Dot], metric: str) -> str:
     ours = [dot.value for dot in dots if dot.ours]
     axes.axvline(ours[0], color=_ACCENT, linewidth=0.8, linestyle=(0, (2, 3)))
     axes.set_ylim(-0.6, len(dots) - 0.4)
-    axes.set_yticks(range(len(dots)), [dot.name for dot in reversed(dots)], fontsize=_FONT)
-    axes.tick_params(axis="y", length=0, pad=8, labelcolor=_INK)
+    axes.set_yticks(range(len(dots)), [dot.name for dot in reversed(dots)])
+    axes.tick_params(axis="y", length=0, pad=8, labelcolor=_INK, labelsize=_FONT + 1)  # shown smaller on a phone
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="x", color=_LINE, linewidth=0.8)
     axes.spines["left"].set_visible(False)
@@ -86,12 +86,14 @@ def look_plot(looks: Sequence[Mapping[str, Any]], chosen: int | None) -> str:
             at, value = float(look["step"]), float(look["value"])
             axes.plot(at, value, "o", markersize=10, markerfacecolor="none", markeredgecolor=_INK, markeredgewidth=1.4)
             right = at > (x[0] + x[-1]) / 2
+            above = words.higher_is_better(str(look["metric"]))
             axes.annotate(
                 words.decimal(value),
                 (at, value),
-                xytext=(-9 if right else 9, 9),
+                xytext=(-9 if right else 9, 9 if above else -9),
                 textcoords="offset points",
                 ha="right" if right else "left",
+                va="bottom" if above else "top",
                 color=_INK,
                 fontsize=_FONT,
             )

@@ -103,10 +103,11 @@ def _view(record: Record, comparison: Comparison | None) -> dict[str, Any]:
         "dots": Markup(_dots(record)) if len(_measured(record)) > 1 else "",
         "comparison": comparison,
         "baseline": words.baseline_name(comparison.baseline) if comparison is not None else "",
+        "baseline_label": words.baseline_name(comparison.baseline).partition(" + ")[0] if comparison is not None else "",
         "p_value": words.probability(comparison.difference.p_value) if comparison is not None else "",
         "curves": _curves(record),
         "epochs": _epochs(record),
-        "stopped": _stopped(record),
+        "stopped": [] if "stopped" in metrics else _stopped(record),
         "confusions": find_confusions(record),
         "gained": _changes(record, comparison, "gained"),
         "lost": _changes(record, comparison, "lost"),
@@ -184,7 +185,7 @@ def _curves(record: Record) -> list[tuple[str, Markup]]:
         which = "; ringed: the weights that were kept" if chosen is not None else ""
         found.append((f"{words.sentence_case(words.metric_name(looks[0]['metric']))} on dev{which}", figures.look_plot(looks, chosen)))
     for name, caption in (("learning_rate", "Learning rate"), ("gradient_norm", "Gradient norm, before clipping")):
-        if any(step.get(name) is not None for step in record.steps):
+        if sum(step.get(name) is not None for step in record.steps) > 1:
             found.append((caption, figures.scalar_plot(record.steps, name)))
     return [(caption, Markup(plot)) for caption, plot in found]
 
@@ -211,7 +212,7 @@ def _changes(record: Record, comparison: Comparison | None, which: str) -> list[
     if comparison is None:
         return []
     changes = comparison.gained if which == "gained" else comparison.lost
-    return show_changes(record, comparison.baseline, [change.source for change in changes])
+    return show_changes(record, comparison.baseline, changes)
 
 
 def _findings(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -70,11 +70,12 @@ def sentence(record: Record, comparison: Comparison | None) -> str:
 def caution(record: Record) -> str:
     """What an interval cannot say by itself; empty where it can."""
     figure = record.result["test"].get(record.metric)
-    if figure is None or figure["low"] is None or figure["low"] != figure["high"]:
+    shares = (0.0, 1.0) if words.is_share(record.metric) else ()
+    if figure is None or figure["value"] not in shares or figure["low"] != figure["high"]:
         return ""
     return (
-        f"The interval has no width because all {words.count(figure['n'])} rows agree. It does not say that the next "
-        f"row will: about {words.percent(min(1.0, 3 / figure['n']))} of all rows may still differ (rule of three)."
+        f"The interval has no width because all {words.count(figure['n'])} rows agree, which does not say that the next "
+        f"one will: up to about {words.percent(min(1.0, 3 / figure['n']))} of all rows may differ (rule of three)."
     )
 
 

@@ -26,9 +26,10 @@ _METRICS = {
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
     "number": "right final numbers",
-    "stopped": "share of answers that end by themselves",
+    "stopped": "ended by itself",
 }
 _LOWER_IS_BETTER = {"loss", "absolute_smd"}
+_SHARES = {"accuracy", "exact_match", "exact_agreement", "adjacent_agreement", "number", "stopped"}
 _ADAPTERS = {
     "none": "full fine-tuning",
     "lora": "LoRA",
@@ -54,6 +55,11 @@ def metric_name(metric: str) -> str:
 
 def higher_is_better(metric: str) -> bool:
     return metric not in _LOWER_IS_BETTER
+
+
+def is_share(metric: str) -> bool:
+    """Whether it is the share of rows that are right."""
+    return metric in _SHARES
 
 
 def baseline_name(name: str) -> str:
@@ -160,7 +166,7 @@ def trimmed(text: str, most: int = 280) -> str:
     cut = cut[:space] if space > 0 else cut
     while cut and (unicodedata.combining(text[len(cut)]) or text[len(cut)] in _JOINING or cut[-1] == _JOINER):
         cut = cut[:-1]  # never between a letter and its accent, or inside a joined emoji
-    return f"{cut.rstrip()} …"
+    return f"{cut.rstrip()}\N{NO-BREAK SPACE}…"
 
 
 _JOINER = "\N{ZERO WIDTH JOINER}"

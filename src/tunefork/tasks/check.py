@@ -7,11 +7,12 @@ from itertools import combinations
 
 from tunefork.data.findings import SHOWN, refuse_above
 from tunefork.data.rows import Finding
-from tunefork.data.values import counted
+from tunefork.data.values import counted, shorten
 from tunefork.recipe.schema import DataSection
 from tunefork.render import Rendered, Renderer
-from tunefork.tasks.base import Task
+from tunefork.tasks.base import Example, Task
 
+TRIED = 50  # rows whose prompt is rendered again
 UNKNOWN_SHARE = 0.01  # of a split's tokens that may be unknown to the tokenizer before a warning
 
 
@@ -31,6 +32,7 @@ def check_rendered(
         findings += _unknown(split, rows, renderer)
     if learns_text and rendered.get("train"):
         findings += _stop(rendered["train"], renderer)
+        findings += _boundary(rendered["train"], renderer)
     return findings
 
 
@@ -96,25 +98,56 @@ def _ends_trained(r: Rendered, stop: Sequence[int]) -> bool:
     return r.ids[last] in stop
 
 
+def _boundary(rows: Sequence[Rendered], renderer: Renderer) -> list[Finding]:
+    """Prompts whose last tokens are others where an answer follows: the model is asked in a way it was not trained."""
+    last = {id(r.example): r for r in rows}.values()  # a chat may be several texts; the last has the last reply
+    tried = [r for r in last if any(r.trained) and not r.cut and _ends_in_answer(r.example)][:TRIED]
+    other: list[Rendered] = []
+    for r in tried:
+        asked = renderer.prompt(r.example).ids
+        if r.ids[: len(asked)] != asked or not r.trained[len(asked) : len(asked) + 1] == (True,):
+            other.append(r)
+    if not other:
+        return []
+    text = (
+        f"In {counted(len(other), 'row')} of the {len(tried)} tried, the end of the prompt and the beginning of the "
+        "answer are one token, or others together than apart: generation starts from tokens training did not show."
+    )
+    shown = _named(other, lambda r: "the prompt alone has other tokens")
+    advice = "End the prompt before a space rather than after one, and begin the answer with it."
+    return [Finding("warning", "prompt-boundary", text, len(other), shown, advice, "train")]
+
+
+def _ends_in_answer(example: Example) -> bool:
+    """Whether what is generated for the example is what it trains: not so where its last reply has weight 0."""
+    last = example.messages[-1] if example.messages else None
+    return last is None or (last.role == "assistant" and last.trained)
+
+
 def _alike(split: str, rows: Sequence[Rendered]) -> list[Finding]:
     """Candidates of the same tokens cannot be told apart; those that begin alike only by their later tokens."""
-    choosing = [r for r in rows if r.candidates]
-    same = [r for r in choosing if len(set(r.candidates)) < len(r.candidates)]
+    by_tokens: dict[tuple[tuple[int, ...], ...], list[Rendered]] = {}  # labels are the same in every row
+    for r in rows:
+        if r.candidates:
+            by_tokens.setdefault(r.candidates, []).append(r)
+
+    def those(alike: Callable[[Rendered], bool]) -> list[Rendered]:
+        return [r for group in by_tokens.values() if alike(group[0]) for r in group]
+
+    same = those(lambda r: len(set(r.candidates)) < len(r.candidates))
     if same:
         text = f"{counted(len(same), 'row')} with candidates that are the same tokens, which cannot be told apart."
         shown = _named(same, lambda r: " and ".join(map(repr, _pair(r, lambda a, b: a == b))))
         return [Finding("error", "same-candidates", text, len(same), shown, "Give them different names.", split)]
     if split != "train":
         return []
-    inside = [r for r in choosing if _pair(r, lambda a, b: a[: len(b)] == b or b[: len(a)] == a)]
+    inside = those(lambda r: bool(_pair(r, _inside)))
     if inside:
         text = f"{counted(len(inside), 'row')} with a candidate that another one begins with."
-        shown = _named(
-            inside, lambda r: " and ".join(map(repr, _pair(r, lambda a, b: a[: len(b)] == b or b[: len(a)] == a)))
-        )
+        shown = _named(inside, lambda r: " and ".join(map(repr, _pair(r, _inside))))
         advice = "They are compared by their mean log-probability a token; names of their own tell them apart better."
         return [Finding("warning", "candidate-in-candidate", text, len(inside), shown, advice, split)]
-    begin = [r for r in choosing if len({c[0] for c in r.candidates}) < len(r.candidates)]
+    begin = those(lambda r: len({c[0] for c in r.candidates}) < len(r.candidates))
     if not begin:
         return []
     pair = " and ".join(map(repr, _pair(begin[0], lambda a, b: a[0] == b[0])))
@@ -123,11 +156,16 @@ def _alike(split: str, rows: Sequence[Rendered]) -> list[Finding]:
     return [Finding("info", "shared-prefix", text, len(begin), (), advice, split)]
 
 
+def _inside(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether one begins with the other."""
+    return a[: len(b)] == b or b[: len(a)] == a
+
+
 def _pair(r: Rendered, alike: Callable[[tuple[int, ...], tuple[int, ...]], bool]) -> tuple[str, ...]:
     """The first two candidates that are alike, or none."""
     for (i, a), (j, b) in combinations(enumerate(r.candidates), 2):
         if alike(a, b):
-            return r.example.candidates[i].strip(), r.example.candidates[j].strip()
+            return shorten(r.example.candidates[i], 40), shorten(r.example.candidates[j], 40)
     return ()
 
 

@@ -6,7 +6,7 @@ import functools
 import inspect
 
 import torch
-from peft import PeftModel
+from transformers import PreTrainedModel
 
 from tunefork.batch import Batch
 
@@ -61,7 +61,8 @@ def _token_sums(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, tor
 
 def _logits_at(model: torch.nn.Module, batch: Batch, sequence: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
     """fp32 [N, V]: the logits at N places. A decoder computes only the columns that hold any of them."""
-    if not _keeps_logits(type(model.get_base_model() if isinstance(model, PeftModel) else model)):
+    bare = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), model)  # inside a PEFT wrapper
+    if not _keeps_logits(type(bare)):
         return model(**_inputs(batch)).logits[sequence, position].float()
     columns, column = torch.unique(position, return_inverse=True)
     if not len(columns):  # nothing is asked; a model still needs one column to compute

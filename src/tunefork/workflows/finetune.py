@@ -14,7 +14,7 @@ import torch
 
 from tunefork.errors import MissingExtraError, RunError
 from tunefork.evaluate import look_metrics, measure, predict_examples, run_baselines
-from tunefork.evaluate.stored import write_predictions
+from tunefork.evaluate.stored import shown_text, write_predictions
 from tunefork.methods import make_method
 from tunefork.models import autocast, load_base, load_model, save_artefact, torch_dtype
 from tunefork.recipe import Reason, Recipe, all_paths, dump_recipe, load_recipe
@@ -22,7 +22,7 @@ from tunefork.files import staged_folder
 from tunefork.report import render_report
 from tunefork.run import RunFolder
 from tunefork.tasks import row_losses
-from tunefork.train.checkpoint import Loaded, load_newest
+from tunefork.train.checkpoint import Loaded, environment, load_newest
 from tunefork.train.forecast import Forecast, forecast
 from tunefork.train.interrupt import Interrupt
 from tunefork.train.loop import Event, TrainResult, train
@@ -92,6 +92,8 @@ def _resume(recipe: Recipe, listener: Listener) -> RunResult:
         kept = load_recipe(run.recipe_path)
         _refuse_changes(recipe, kept)
         if run.finished:
+            if not run.report_path.exists():  # killed between the two
+                run.write_report(render_report(run))
             return RunResult(run.path, run.read_result())
         plan = plan_run(kept.model_copy(update={"out": str(run.path)}))
         before = next((entry for entry in run.read_log() if entry["kind"] == "plan"), None)
@@ -212,11 +214,13 @@ def _run(
             "notes": list(trained.notes),
         },
         "metric": job.task.metric,
+        "labels": list(job.task.labels),
+        "environment": environment(job.device, recipe.model.dtype),
         "baselines": {name: dict(b.metrics) for name, b in baselines.items()},
         "baseline_notes": {name: {"seconds": b.seconds, "notes": list(b.notes)} for name, b in baselines.items()},
         "test": measure(job.task, predictions, section, recipe.seed),
     }
-    write_predictions(run, "test", predictions)
+    write_predictions(run, "test", predictions, [shown_text(e) for e in test])
     for name, baseline in baselines.items():
         write_predictions(run, f"test-{name}", baseline.predictions)
     run.write_result(result)

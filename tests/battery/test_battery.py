@@ -1,0 +1,198 @@
+"""Every method x adapter x task x model kind: learns 32 rows by heart, reloads to identical predictions, resumes bit
+for bit; or is refused with a sentence that says what to use.
+
+`make test` runs a set of cells in which every pair of values occurs; `make test-all` runs all of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny import CAUSAL, KINDS
+from tunefork.errors import Interrupted, TuneforkError
+from tunefork.evaluate.stored import read_predictions
+from tunefork.evaluate.trained import load_trained
+from tunefork.methods import list_methods
+from tunefork.recipe import Recipe, make_recipe
+from tunefork.train.loop import Event
+from tunefork.workflows import Listener, evaluate, finetune
+
+WORDS = ("box", "screen", "film", "report", "keys", "door", "service", "noon")
+ADAPTERS = ("none", "lora", "qlora", "dora", "prefix", "head")
+TASKS = ("classification", "classification/head", "scoring", "choice", "generation", "chat")
+STEPS = 90
+RATE = {"none": 3e-3, "lora": 2e-2, "qlora": 2e-2, "dora": 2e-2, "prefix": 5e-2, "head": 5e-2}
+
+
+class Cell(NamedTuple):
+    method: str
+    adapter: str
+    task: str
+    kind: str
+
+
+def cells() -> list[Cell]:
+    methods = [info.name for info in list_methods()]
+    return [Cell(*values) for values in itertools.product(methods, ADAPTERS, TASKS, KINDS)]
+
+
+def pairwise(everything: list[Cell]) -> list[Cell]:
+    """Cells, chosen greedily and always the same, that together hold every pair of values that occurs."""
+
+    def pairs(cell: Cell) -> set[tuple[int, str, int, str]]:
+        return {(i, cell[i], j, cell[j]) for i, j in itertools.combinations(range(len(cell)), 2)}
+
+    missing = set().union(*(pairs(cell) for cell in everything))
+    chosen: list[Cell] = []
+    while missing:
+        best = max(everything, key=lambda cell: len(pairs(cell) & missing))
+        chosen.append(best)
+        missing -= pairs(best)
+    return chosen
+
+
+QUICK = pairwise(cells())
+
+
+def parameters() -> Iterator[Any]:
+    for cell in cells():
+        marks = () if cell in QUICK else (pytest.mark.slow,)
+        yield pytest.param(cell, marks=marks, id="-".join(cell).replace("/", "_"))
+
+
+def rows(task: str) -> list[dict[str, Any]]:
+    """32 rows to learn by heart: nothing in them can be guessed."""
+    found: list[dict[str, Any]] = []
+    for i in range(32):
+        text = f"{WORDS[i % 8]} {WORDS[i // 8]} {WORDS[(i * 3 + i // 8) % 8]} {i}"
+        label = (i * 7 + i // 3) % 2
+        if task == "chat":
+            reply = WORDS[(i * 5 + 1) % 8]
+            found.append({"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": reply}]})
+        elif task == "generation":
+            found.append({"prompt": text, "completion": WORDS[(i * 5 + 1) % 8]})
+        elif task == "choice":
+            found.append({"question": text, "choices": ["good", "bad"], "label": label})
+        else:
+            found.append({"text": text, "label": str(label)})
+    return found
+
+
+def recipe(cell: Cell, model: Path, folder: Path, out: str, **train: Any) -> Recipe:
+    kind, _, form = cell.task.partition("/")
+    file = folder / f"{kind}.jsonl"
+    if not file.exists():
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows(kind)))
+    return make_recipe(
+        {
+            "model": {"name": str(model), "device": "cpu"},
+            "task": {"name": kind, "form": form or "auto"},
+            "adapter": {"name": cell.adapter, "rank": 8, "prefix_tokens": 4},
+            "data": {
+                "train": str(file),
+                "test_fraction": 0,
+                "dev_fraction": 0.04,
+                "labels": {"0": "bad", "1": "good"} if kind == "classification" else None,
+                "max_leaked": 1,
+            },
+            "train": {
+                "method": cell.method,
+                "learning_rate": RATE[cell.adapter],
+                "batch_size": 16,
+                "micro_batch_size": 16,
+                "schedule": "constant",
+                "warmup": 0.05,
+                "max_steps": STEPS,
+                "evaluate_every": 1000,
+                "save_every": 20,
+                "keep_best": False,
+                **train,
+            },
+            "evaluate": {"baselines": []},
+            "out": str(folder / out),
+        }
+    )
+
+
+class StopAt(Listener):
+    """Interrupts a run right after a step, as a signal would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def event(self, event: Event) -> None:
+        if event.kind == "step" and event.step == self.step:
+            raise KeyboardInterrupt
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    files = sorted((run / "model").glob("*.safetensors"))
+    assert files
+    return {f"{f.name}/{name}": tensor for f in files for name, tensor in load_file(f).items()}
+
+
+@pytest.mark.parametrize("cell", parameters())
+def test_cell(cell: Cell, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    model = tiny(cell.kind)
+    try:
+        done = finetune(recipe(cell, model, tmp_path, "whole"))
+    except TuneforkError as refused:
+        assert refused.exit_code == 2, refused
+        assert "Try" in str(refused)
+        assert "Received" in str(refused)
+        assert not (tmp_path / "whole").exists(), "a refused run writes nothing"
+        assert not must_work(cell), refused
+        return
+
+    kind = cell.task.partition("/")[0]
+    seen = evaluate(done.path, tmp_path / f"{kind}.jsonl")
+    if kind in ("classification", "scoring", "choice"):
+        assert seen.metrics["accuracy" if kind != "scoring" else "exact_agreement"]["value"] >= 0.9
+    else:
+        assert seen.metrics["loss"]["value"] < 0.35
+
+    again = evaluate(done.path, tmp_path / f"{kind}.jsonl")
+    assert again.predictions == seen.predictions, "a reloaded model says the same"
+
+    part = recipe(cell, model, tmp_path, "part")
+    with pytest.raises(Interrupted):
+        finetune(part, listener=StopAt(27))
+    resumed = finetune(part, resume=True)
+    whole, other = weights(done.path), weights(resumed.path)
+    assert whole.keys() == other.keys()
+    assert all(torch.equal(whole[name], other[name]) for name in whole), "a resumed run ends with the same bits"
+
+
+def must_work(cell: Cell) -> bool:
+    """The cells that a user counts on; the battery may not pass by refusing them."""
+    head = cell.task == "classification/head"
+    if cell.adapter == "head":
+        return head
+    if cell.kind in CAUSAL:
+        return cell.adapter in ("none", "lora", "qlora", "dora") or not head
+    return cell.adapter in ("none", "lora", "dora") and cell.task in ("classification", "classification/head")
+
+
+def test_pairwise_cells_hold_every_pair() -> None:
+    for i, j in itertools.combinations(range(4), 2):
+        assert {(c[i], c[j]) for c in QUICK} == {(c[i], c[j]) for c in cells()}
+
+
+def test_predictions_on_disk_read_back_equal(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    cell = Cell("backprop", "lora", "classification", "llama")
+    done = finetune(
+        recipe(cell, tiny("llama"), tmp_path, "run", max_steps=3).model_copy(
+            update={"data": recipe(cell, tiny("llama"), tmp_path, "run").data.model_copy(update={"test_fraction": 0.3})}
+        )
+    )
+    kept = read_predictions(done.path / "predictions" / "test.jsonl")
+    assert len(kept) == done.result["data"]["counts"]["test"]["rows"]
+    assert load_trained(done.path).task.labels == ("bad", "good")
