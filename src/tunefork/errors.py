@@ -65,7 +65,7 @@ class ExportError(TuneforkError, RuntimeError):
     """An artefact that could not be proven equal to what was trained."""
 
 
-class Interrupted(TuneforkError):
+class Interrupted(TuneforkError):  # noqa: N818 - not an error of anybody
     """Ctrl-C or SIGTERM: the last finished step is saved; `--resume` goes on from it."""
 
     exit_code = 130

@@ -29,7 +29,7 @@ WORDS = ("box", "screen", "film", "report", "keys", "door", "service", "noon")
 ADAPTERS = ("none", "lora", "qlora", "dora", "prefix", "head")
 TASKS = ("classification", "classification/head", "scoring", "choice", "generation", "chat")
 STEPS = 90
-RATE = {"none": 3e-3, "lora": 2e-2, "qlora": 2e-2, "dora": 2e-2, "prefix": 5e-2, "head": 5e-2}
+RATE = {"none": 3e-3, "lora": 1e-2, "qlora": 1e-2, "dora": 1e-2, "prefix": 5e-2, "head": 5e-2}
 
 
 class Cell(NamedTuple):
@@ -156,8 +156,9 @@ def test_cell(cell: Cell, tiny: Callable[[str], Path], tmp_path: Path) -> None:
     seen = evaluate(done.path, tmp_path / f"{kind}.jsonl")
     if kind in ("classification", "scoring", "choice"):
         assert seen.metrics["accuracy" if kind != "scoring" else "exact_agreement"]["value"] >= 0.9
-    else:
-        assert seen.metrics["loss"]["value"] < 0.35
+    else:  # what it says, not the loss: with a frozen random output layer no logit can be large
+        said = [p.predicted == p.references[0].strip() for p in seen.predictions]
+        assert sum(said) >= 0.9 * len(said)
 
     again = evaluate(done.path, tmp_path / f"{kind}.jsonl")
     assert again.predictions == seen.predictions, "a reloaded model says the same"

@@ -37,9 +37,7 @@ def test_yaml_flags_and_python_give_the_same_recipe(tmp_path: Path) -> None:
         model={"name": "some/model"},  # type: ignore[arg-type]
         task=TaskSection(name="classification"),
         adapter=AdapterSection(name="lora"),
-        data=DataSection(
-            train="a.csv", fields={"text": "review", "label": "stars"}, labels={"0": "bad", "1": "good"}
-        ),
+        data=DataSection(train="a.csv", fields={"text": "review", "label": "stars"}, labels={"0": "bad", "1": "good"}),
         train=TrainSection(max_steps=200, learning_rate=1e-4),
         out="runs/x",
         seed=3,
@@ -65,13 +63,15 @@ def test_set_wins_over_flags_and_flags_over_the_file(tmp_path: Path) -> None:
 
 
 def test_dump_reads_back_equal(tmp_path: Path) -> None:
-    recipe = make_recipe({"task": "trec", "data": {"labels": {"no": "No: \"x\"", "1": "yes"}}, "train": {"epochs": 2}})
+    recipe = make_recipe({"task": "trec", "data": {"labels": {"no": 'No: "x"', "1": "yes"}}, "train": {"epochs": 2}})
     file = tmp_path / "r.yaml"
     file.write_text(dump_recipe(recipe))
     assert load_recipe(file) == recipe
 
 
-TEXTS = st.text(min_size=1) | st.sampled_from(["yes", "1e-4", "0x1", "null", "~", "1_000", "\x85", "\u2028", "a: b", "- x"])
+TEXTS = st.text(min_size=1) | st.sampled_from(
+    ["yes", "1e-4", "0x1", "null", "~", "1_000", "\x85", "\u2028", "a: b", "- x"]
+)
 
 
 @given(st.dictionaries(TEXTS, TEXTS, min_size=1, max_size=4))

@@ -68,6 +68,7 @@ def add_leftovers(path: Path) -> None:
 def save_next(path: Path) -> None:
     """Saves step 20 into a run with steps 5 and 10; 10 is pruned and 5 is protected."""
     with RunFolder.open(path, write=True) as run:
+        run.append_log(20, "step", {"loss": 0.05})
         save_checkpoint(run, 20, tensors(20), state(20), keep=1, protect={5})
 
 

@@ -137,6 +137,8 @@ def test_everything_is_flushed_before_the_rename_that_makes_it_count(
             elif name == "replace":
                 source, target = place
                 assert not [path for path in dirty if path.startswith(source)], f"{source} renamed before its flush"
+                in_log = [path for path in dirty if path.endswith("log.jsonl")]
+                assert not in_log, "a checkpoint whose steps the log may lose"
                 dirty.add(str(Path(target).parent))
                 renames += 1
             elif name in ("unlink", "rmdir") and ".trash-" not in Path(place).parts[-2]:

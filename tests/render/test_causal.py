@@ -36,7 +36,9 @@ def test_prompt_and_candidate_are_the_whole_text(tokenizer) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.text(min_size=1, max_size=40), st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=4, unique=True))
+@given(
+    st.text(min_size=1, max_size=40), st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=4, unique=True)
+)
 def test_any_prompt_and_candidates_are_the_whole_texts(prompt: str, candidates: list[str]) -> None:
     tokenizer = EMBEDDED
     assume("<|" not in prompt + "".join(candidates))

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -61,7 +62,9 @@ def test_a_template_without_system_role_is_refused_with_its_own_words_and_the_ro
 
 def test_a_template_that_strips_earlier_reasoning_gives_one_text_a_reply() -> None:
     tokenizer = with_template(STRIPS_REASONING)
-    talk = chat(("user", "2 + 2?"), ("assistant", "<think>easy</think>4"), ("user", "+ 1?"), ("assistant", "<think>so</think>5"))
+    talk = chat(
+        ("user", "2 + 2?"), ("assistant", "<think>easy</think>4"), ("user", "+ 1?"), ("assistant", "<think>so</think>5")
+    )
     first, second = renderer(tokenizer).render(talk)
     assert learned(tokenizer, first) == ["<think>easy</think>4<|im_end|>"]
     assert learned(tokenizer, second) == ["<think>so</think>5<|im_end|>"]
@@ -145,7 +148,10 @@ def test_a_long_chat_loses_its_oldest_exchanges_and_keeps_the_system_message() -
     assert kept == [f"Answer {i}.<|im_end|>" for i in range(12 - len(kept), 12)] and 0 < len(kept) < 12
     asked = renderer(tokenizer, max_length=100).prompt(chat(*turns))
     assert tokenizer.decode(asked.ids).endswith("Question 11?<|im_end|>\n<|im_start|>assistant\n")
-    assert asked.cut_side == "turns" and asked.length == len(whole.ids) - len(tokenizer("Answer 11.<|im_end|>\n")["input_ids"]) + 1
+    assert (
+        asked.cut_side == "turns"
+        and asked.length == len(whole.ids) - len(tokenizer("Answer 11.<|im_end|>\n")["input_ids"]) + 1
+    )
 
 
 def test_one_long_exchange_is_cut_from_the_left_and_never_into_the_reply() -> None:
@@ -172,9 +178,9 @@ def test_rewritten_chats_are_shortened_reply_by_reply() -> None:
 
 
 @pytest.mark.shared
-def test_real_conversations_train_only_what_the_assistant_says(shared: object) -> None:
+def test_real_conversations_train_only_what_the_assistant_says(shared: Path) -> None:
     tokenizer = embedded_tokenizer()
-    with open(f"{shared}/data/chat_identity_multiturn/train.jsonl") as file:
+    with (shared / "data/chat_identity_multiturn/train.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(line)["messages"] for line in file]
     asked = Renderer(tokenizer, "causal", task(), 4096, False)
     for messages in rows[:100]:

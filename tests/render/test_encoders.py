@@ -7,6 +7,7 @@ from transformers import AutoTokenizer
 
 from tests.render.scenes import task
 from tests.tiny import MASKED
+from tunefork.data.rows import Row
 from tunefork.errors import DataError, RecipeError
 from tunefork.render import Renderer
 from tunefork.tasks import Example
@@ -44,7 +45,7 @@ def test_a_word_is_read_with_the_space_it_carries_inside_a_text(tiny) -> None:
 
 
 def test_a_verbalizer_of_several_tokens_is_refused_by_name(tokenizer) -> None:
-    with pytest.raises(RecipeError, match="one token.*'unbelievable"):
+    with pytest.raises(RecipeError, match=r"one token.*'unbelievable"):
         masked(tokenizer).render(replace(CLOZE, candidates=(" bad", " unbelievable-zq")))
 
 
@@ -58,18 +59,11 @@ def test_cutting_keeps_the_mask_and_the_special_tokens(tokenizer, prompt: str) -
     assert one.cut_side == ("left" if prompt.endswith("[MASK].") else "right")
 
 
-def test_a_text_that_holds_the_mask_itself_is_refused(shared_row: dict[str, object]) -> None:
-    from tunefork.data.rows import Row
-
-    asked = task("sst2", kind="masked")
+def test_a_text_that_holds_the_mask_itself_is_refused() -> None:
+    asked, row = task("sst2", kind="masked"), {"text": "a fine film ", "label": 1}
     with pytest.raises(DataError, match=r"a\.csv:2.*\[MASK\]"):
-        asked.example(Row({**shared_row, "text": "a [MASK] of a film"}, "a.csv", 2))
-    assert asked.example(Row(shared_row, "a.csv", 2)).prompt == "a fine film It was [MASK]."
-
-
-@pytest.fixture
-def shared_row() -> dict[str, object]:
-    return {"text": "a fine film ", "label": 1}
+        asked.example(Row({**row, "text": "a [MASK] of a film"}, "a.csv", 2))
+    assert asked.example(Row(row, "a.csv", 2)).prompt == "a fine film It was [MASK]."
 
 
 def test_a_head_reads_the_text_between_special_tokens_cut_from_the_right(tokenizer) -> None:
@@ -77,7 +71,7 @@ def test_a_head_reads_the_text_between_special_tokens_cut_from_the_right(tokeniz
     text = "word " * 40
     example = Example("row", prompt=text, text=text, candidates=(" terrible", " great"), gold=0)
     (one,) = Renderer(tokenizer, "encoder", asked, 20, False).render(example)
-    (full,) = Renderer(tokenizer, "encoder", asked, 100, False).render(example)
+    (full,) = Renderer(tokenizer, "encoder", asked, 300, False).render(example)
     assert list(full.ids) == tokenizer(text)["input_ids"]
     assert one.ids == (*full.ids[:19], full.ids[-1]) and one.cut == len(full.ids) - 20 and one.cut_side == "right"
     batch = Renderer(tokenizer, "encoder", asked, 20, False).batch([one, full])

@@ -42,11 +42,15 @@ def labelled(
     return found
 
 
-def answered(answers: Sequence[str], references: Sequence[str], loss: float, seed: int, **more: Any) -> list[Prediction]:
+def answered(
+    answers: Sequence[str], references: Sequence[str], loss: float, seed: int, **more: Any
+) -> list[Prediction]:
     """Generated answers with their losses around `loss`."""
     draws = np.random.Generator(np.random.PCG64(seed))
     return [
-        Prediction(f"test.jsonl:{i + 1}", said, right, loss=max(0.01, loss + 0.3 * draws.normal()), references=(right,), **more)
+        Prediction(
+            f"test.jsonl:{i + 1}", said, right, loss=max(0.01, loss + 0.3 * draws.normal()), references=(right,), **more
+        )
         for i, (said, right) in enumerate(zip(answers, references, strict=True))
     ]
 
@@ -65,7 +69,9 @@ def make_run(
     finished: bool = True,
 ) -> Path:
     """A run folder at `folder`; `texts` are given to the test rows in turn, None leaves them out."""
-    whole = make_recipe({"model": {"name": "models/fork-tiny", "kind": "causal", "device": "cpu", "dtype": "fp32"}, **recipe})
+    whole = make_recipe(
+        {"model": {"name": "models/fork-tiny", "kind": "causal", "device": "cpu", "dtype": "fp32"}, **recipe}
+    )
     tree = whole.model_dump(mode="json")
     tree["model"]["max_length"], tree["train"]["batch_size"], tree["train"]["learning_rate"] = 128, 16, 2e-4
     whole = Recipe.model_validate(tree)
@@ -92,7 +98,11 @@ def classification_run(folder: Path, *, n: int = 400, right: float = 0.86, **mor
         "probe": labelled(labels, 0.78, n, 4),
     }
     settings: dict[str, Any] = {
-        "recipe": {"task": "classification", "adapter": "lora", "data": {"train": "data/train.csv", "test": "data/test.csv"}},
+        "recipe": {
+            "task": "classification",
+            "adapter": "lora",
+            "data": {"train": "data/train.csv", "test": "data/test.csv"},
+        },
         "labels": labels,
         "test": labelled(labels, right, n, 5),
         "baselines": baselines,
@@ -105,15 +115,32 @@ def _called(prediction: Prediction, labels: Sequence[str], index: int) -> Predic
 
 
 def many_classes_run(folder: Path) -> Path:
-    labels = [f"{a} {b}" for a in ("card", "cash", "transfer", "top up", "exchange", "refund", "account") for b in
-              ("not working", "delivery estimate", "pending", "declined", "charged twice", "limit", "fee", "arrival",
-               "activate", "wrong amount", "lost or stolen")]  # fmt: skip
+    labels = [
+        f"{a} {b}"
+        for a in ("card", "cash", "transfer", "top up", "exchange", "refund", "account")
+        for b in (
+            "not working",
+            "delivery estimate",
+            "pending",
+            "declined",
+            "charged twice",
+            "limit",
+            "fee",
+            "arrival",
+            "activate",
+            "wrong amount",
+            "lost or stolen",
+        )
+    ]
     return make_run(
         folder,
         {"task": "classification", "adapter": "none"},
         labels=labels,
         test=labelled(labels, 0.88, 1500, 5, shift=11),
-        baselines={"majority": [_called(p, labels, 3) for p in labelled(labels, 1, 1500, 1)], "tfidf": labelled(labels, 0.87, 1500, 2)},
+        baselines={
+            "majority": [_called(p, labels, 3) for p in labelled(labels, 1, 1500, 1)],
+            "tfidf": labelled(labels, 0.87, 1500, 2),
+        },
         steps=1500,
     )
 
@@ -128,7 +155,10 @@ def generation_run(folder: Path) -> Path:
         test=answered(ours, references, 1.4, 1, stopped=True),
         baselines={
             "zero_shot": answered([f"Summary: the {'bridge ' * 40}"] * 40, references, 2.9, 2, stopped=False, cut=12),
-            "lead3": [Prediction(p.source, p.predicted, p.gold, references=p.references) for p in answered(lead, references, 1, 3)],
+            "lead3": [
+                Prediction(p.source, p.predicted, p.gold, references=p.references)
+                for p in answered(lead, references, 1, 3)
+            ],
         },
         texts=("The bridge over the Ashle in the middle of Penbury will be closed to cars for two weeks. " * 6,),
     )
@@ -139,12 +169,23 @@ def chat_run(folder: Path) -> Path:
     return make_run(
         folder,
         {"task": "chat", "adapter": "lora"},
-        test=[*answered(["Tuesday to Friday, 9 to 6."] * 28, references[:28], 0.9, 1, stopped=True),
-              *[Prediction(f"test.jsonl:{i}", "We are we are we are " * 9, references[0], loss=1.5, stopped=False,
-                           references=(references[0],)) for i in (29, 30)]],
+        test=[
+            *answered(["Tuesday to Friday, 9 to 6."] * 28, references[:28], 0.9, 1, stopped=True),
+            *[
+                Prediction(
+                    f"test.jsonl:{i}",
+                    "We are we are we are " * 9,
+                    references[0],
+                    loss=1.5,
+                    stopped=False,
+                    references=(references[0],),
+                )
+                for i in (29, 30)
+            ],
+        ],
         baselines={"zero_shot": answered([""] * 30, references, 2.6, 2, stopped=False)},
         texts=("What are your opening hours this week?", "Could I drop in on a Sunday afternoon?"),
-    )  # fmt: skip
+    )
 
 
 def _log(run: RunFolder, task: Task, steps: int, looks: bool) -> list[dict[str, Any]]:
@@ -156,7 +197,13 @@ def _log(run: RunFolder, task: Task, steps: int, looks: bool) -> list[dict[str, 
         rate = 2e-4 * min(1, done / 0.06) * (1 - done)
         loss = 0.3 + 0.9 * math.exp(-5 * done) + 0.12 * float(draws.normal())
         norm = None if step == 7 else 1.5 + float(draws.random())
-        values = {"loss": loss, "gradient_norm": norm, "learning_rate": rate, "tokens": step * 640, "seconds": step * 0.2}
+        values = {
+            "loss": loss,
+            "gradient_norm": norm,
+            "learning_rate": rate,
+            "tokens": step * 640,
+            "seconds": step * 0.2,
+        }
         run.append_log(step, "step", values)
         if looks and step % max(1, steps // 10) == 0:
             value = 0.55 + 0.33 * (1 - math.exp(-4 * done)) + 0.015 * float(draws.normal())
@@ -178,12 +225,25 @@ def _predictions(run: RunFolder, name: str, said: Sequence[Prediction], texts: S
 
 
 FINDINGS: list[dict[str, Any]] = [
-    {"level": "info", "code": "labels", "message": "3 labels; the most frequent, negative, is 41 % of the rows.", "count": 1,
-     "examples": [], "advice": "", "split": "train"},
-    {"level": "warning", "code": "duplicate", "message": "12 rows have a text that stands in an earlier row.", "count": 12,
-     "examples": ["train.csv:14: as train.csv:3", "train.csv:80: as train.csv:22", "train.csv:91: as train.csv:4"],
-     "advice": "Remove the later ones, unless the repetition is meant.", "split": "train"},
-]  # fmt: skip
+    {
+        "level": "info",
+        "code": "labels",
+        "message": "3 labels; the most frequent, negative, is 41 % of the rows.",
+        "count": 1,
+        "examples": [],
+        "advice": "",
+        "split": "train",
+    },
+    {
+        "level": "warning",
+        "code": "duplicate",
+        "message": "12 rows have a text that stands in an earlier row.",
+        "count": 12,
+        "examples": ["train.csv:14: as train.csv:3", "train.csv:80: as train.csv:22", "train.csv:91: as train.csv:4"],
+        "advice": "Remove the later ones, unless the repetition is meant.",
+        "split": "train",
+    },
+]
 
 
 def _result(
@@ -199,6 +259,7 @@ def _result(
     def counts(rows: int) -> dict[str, int]:
         return {"rows": rows, "tokens": 41 * rows, "trained_tokens": 2 * rows, "longest": 97 if rows else 0}
 
+    notes = {"tfidf": ["C=10, the best of 0.1, 1, 10, 100 on dev."]}
     better = [look["step"] for look in curve if look["better"]]
     return {
         "recipe": recipe.model_dump(mode="json"),
@@ -210,22 +271,44 @@ def _result(
         ],
         "data": {
             "counts": {"train": counts(960), "dev": counts(120 if curve else 0), "test": counts(len(test))},
-            "origin": {"train": "data/train.csv, less dev", "dev": "carved from data/train.csv, seed 0", "test": "data/test.csv"},
+            "origin": {
+                "train": "data/train.csv, less dev",
+                "dev": "carved from data/train.csv, seed 0",
+                "test": "data/test.csv",
+            },
             "findings": list(FINDINGS if findings is None else findings),
         },
-        "model": {"name": "models/fork-tiny", "architecture": "LlamaForCausalLM", "parameters": 3_012_480, "fingerprint": "ab" * 32},
+        "model": {
+            "name": "models/fork-tiny",
+            "architecture": "LlamaForCausalLM",
+            "parameters": 3_012_480,
+            "fingerprint": "ab" * 32,
+        },
         "rendering": {"form": task.form},
         "labels": list(labels),
-        "environment": {"tunefork": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "bitsandbytes": None,
-                        "device": "cpu (Intel Xeon)", "dtype": "fp32", "threads": 2},
+        "environment": {
+            "tunefork": "0.1.0",
+            "torch": "2.13.0",
+            "transformers": "5.23.0",
+            "bitsandbytes": None,
+            "device": "cpu (Intel Xeon)",
+            "dtype": "fp32",
+            "threads": 2,
+        },
         "steps": steps,
         "forwards": steps * 16,
         "seconds": {"train": 0.2 * steps, "evaluate": 12.3},
         "peak_memory_bytes": {"kind": "anonymous memory above start-up", "value": 412_000_000, "forecast": 398_000_000},
-        "train": {"stopped_early": False, "weights_from_step": better[-1] if better else steps, "looks": list(curve), "notes": []},
+        "train": {
+            "stopped_early": False,
+            "weights_from_step": better[-1] if better else steps,
+            "looks": list(curve),
+            "notes": [],
+        },
         "metric": task.metric,
         "baselines": {name: measure(task, said, recipe.evaluate, recipe.seed) for name, said in baselines.items()},
-        "baseline_notes": {name: {"seconds": 1.5 + i, "notes": [f"C={10**i}, the best of 0.1, 1, 10, 100 on dev."] if name == "tfidf" else []}
-                           for i, name in enumerate(baselines)},
+        "baseline_notes": {
+            name: {"seconds": 1.5 + i, "notes": notes.get(name, [])} for i, name in enumerate(baselines)
+        },
         "test": measure(task, test, recipe.evaluate, recipe.seed),
-    }  # fmt: skip
+    }

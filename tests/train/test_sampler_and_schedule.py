@@ -45,7 +45,7 @@ def test_micro_batches_hold_the_step_sorted_by_length(lengths: list[int], size: 
     ("name", "theirs"),
     [("linear", get_linear_schedule_with_warmup), ("cosine", get_cosine_schedule_with_warmup)],
 )
-def test_after_warm_up_rates_are_those_of_transformers(name: str, theirs) -> None:  # noqa: ANN001
+def test_after_warm_up_rates_are_those_of_transformers(name: str, theirs) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
     scheduler = theirs(optimizer, 0, 40)
     for step in range(40):

@@ -11,7 +11,7 @@ EXIT_INTERRUPTED = 130
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs `tunefork`. Exits 0 done, 2 refused, 1 failed, 130 interrupted; a traceback goes to a file, not the screen."""
+    """Runs `tunefork`. Exits 0 done, 2 refused, 1 failed, 130 interrupted. Tracebacks go to a file."""
     import click
 
     from tunefork.cli.app import app

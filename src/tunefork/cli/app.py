@@ -146,7 +146,12 @@ def compare(
         difference = (
             "" if versus is None else f"{versus['difference']:+.3f} ({versus['low']:+.3f} to {versus['high']:+.3f})"
         )
-        figures = (interval(cell.metrics.get(found.metric)), difference, duration(cell.seconds), size(cell.peak_memory_bytes))
+        figures = (
+            interval(cell.metrics.get(found.metric)),
+            difference,
+            duration(cell.seconds),
+            size(cell.peak_memory_bytes),
+        )
         table.add_row(escape(cell.name), *figures)
     console.print(table)
     console.print(f"[bold]{escape(str(found.path))}[/]  comparison.json · cells/", soft_wrap=True)

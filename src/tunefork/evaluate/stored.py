@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from tunefork.errors import RunError
 from tunefork.run import RunFolder
@@ -39,7 +40,8 @@ def read_predictions(path: Path) -> list[Prediction]:
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
         try:
-            values = {key: tuple(v) if key in _TUPLES else v for key, v in json.loads(line).items() if key in known}
+            given: dict[str, Any] = json.loads(line)
+            values: dict[str, Any] = {k: tuple(v) if k in _TUPLES else v for k, v in given.items() if k in known}
             found.append(Prediction(**values))
         except (ValueError, TypeError, AttributeError) as error:
             raise RunError(f"{path}:{number} must be a prediction. Received: {error}. Try measuring again.") from None

@@ -47,7 +47,7 @@ def is_trained(path: str | Path) -> bool:
     return _artefact_folder(Path(path)) is not None
 
 
-def load_trained(path: str | Path, device: str = "auto") -> Trained:
+def load_trained(path: str | Path, device: str = "auto", *, trust_remote_code: bool = False) -> Trained:
     """Loads the model of a run folder or artefact. Raises MissingFileError or RunError when there is none."""
     path = Path(path)
     folder = _artefact_folder(path)
@@ -62,7 +62,7 @@ def load_trained(path: str | Path, device: str = "auto") -> Trained:
     section = ModelSection.model_validate({"device": device, "dtype": info["dtype"]})
     place, _ = choose_device(section)
     dtype = torch_dtype(info["dtype"])
-    model, tokenizer, facts = load_artefact(folder, place, dtype)
+    model, tokenizer, facts = load_artefact(folder, place, dtype, trust_remote_code=trust_remote_code)
     data = DataSection(fields=info["fields"], layout=info["layout"], labels=info["label_map"])
     task = make_task(TaskSection.model_validate(info["task"]), data, facts.kind, (), labels=info["labels"] or None)
     renderer = Renderer(tokenizer, facts.kind, task, info["max_length"], info["task"]["chat_template"])

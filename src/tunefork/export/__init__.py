@@ -1,4 +1,6 @@
-"""Export."""
+"""Keeping a trained model in a form that other tools load: merged, with a proof, or as an adapter."""
 
+from tunefork.export.export import Exported, export
+from tunefork.export.proof import LIMIT, Proof
 
-def export(*a, **k): ...
+__all__ = ["LIMIT", "Exported", "Proof", "export"]

@@ -77,7 +77,8 @@ class Backprop:
         """Unscales, clips and applies the gradient; an fp16 overflow halves the scale and skips the step."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if self.scaled:
-            torch._foreach_mul_(gradients, 1.0 / self.scale)
+            for gradient in gradients:
+                gradient.mul_(1.0 / self.scale)
         limit = self.options.max_grad_norm
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit if limit is not None else math.inf))
         if math.isfinite(norm):

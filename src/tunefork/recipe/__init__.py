@@ -2,7 +2,15 @@
 
 from tunefork.recipe.load import ALIASES, all_paths, dump_recipe, load_recipe, make_recipe, parse_labels, parse_sets
 from tunefork.recipe.resolve import Reason, Resolved, resolve
-from tunefork.recipe.schema import AdapterSection, DataSection, EvaluateSection, ModelSection, Recipe, TaskSection, TrainSection
+from tunefork.recipe.schema import (
+    AdapterSection,
+    DataSection,
+    EvaluateSection,
+    ModelSection,
+    Recipe,
+    TaskSection,
+    TrainSection,
+)
 
 __all__ = [
     "ALIASES",

@@ -125,7 +125,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
@@ -161,7 +163,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or str(error)
         raise RecipeError(f"The recipe must be valid YAML. Received {str(path)!r}: {problem}{where}.") from None
     if not isinstance(tree, dict):
-        raise RecipeError(f"The recipe must be a mapping (key: value). Received {type(tree).__name__} in {str(path)!r}.")
+        raise RecipeError(
+            f"The recipe must be a mapping (key: value). Received {type(tree).__name__} in {str(path)!r}."
+        )
     return tree
 
 
@@ -180,7 +184,9 @@ def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _sentence(error: dict[str, Any]) -> str:
     location = [str(part) for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
-    path = ".".join(part for part in location if part not in ("constrained-int", "constrained-float", "literal['auto']"))
+    path = ".".join(
+        part for part in location if part not in ("constrained-int", "constrained-float", "literal['auto']")
+    )
     known = dict(all_paths())
     if error["type"] == "extra_forbidden":
         parent = path.rpartition(".")[0]

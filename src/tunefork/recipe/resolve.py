@@ -86,7 +86,11 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
     if tree["train"]["max_steps"] is not None:
         steps = min(steps, tree["train"]["max_steps"])
     look = max(min(10, steps), steps // 10)
-    fill("train.evaluate_every", look, "about ten looks at dev a run, at least ten steps apart" if now.has_dev else "no dev rows: never used")
+    fill(
+        "train.evaluate_every",
+        look,
+        "about ten looks at dev a run, at least ten steps apart" if now.has_dev else "no dev rows: never used",
+    )
     fill("train.save_every", look, "with every look at dev")
     fill(
         "train.activation_checkpointing",

@@ -33,35 +33,66 @@ def _texts(value: Any) -> Any:
 
 
 def _text(value: Any) -> Any:
-    return value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+    """`1` and `1.0` as `"1"`, `true` as `"true"`: as values of a file are compared."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return value if isinstance(value, str) else str(value)
 
 
 class ModelSection(Section):
     name: str = Field(default="embedded", description="folder or hub name of the model; `embedded` is the one shipped")
-    kind: ModelKind | Auto = Field(default="auto", description="causal, masked or encoder; auto reads the model's config")
+    kind: ModelKind | Auto = Field(
+        default="auto", description="causal, masked or encoder; auto reads the model's config"
+    )
     revision: str | None = Field(default=None, description="hub revision")
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="number format the model computes in")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="number format the model computes in"
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="auto: CUDA, then MPS, then CPU")
     max_length: Annotated[int, Field(ge=8)] | Auto = Field(default="auto", description="longest sequence, in tokens")
-    trust_remote_code: bool = Field(default=False, description="run code that comes with the model; off unless asked for")
+    trust_remote_code: bool = Field(
+        default=False, description="run code that comes with the model; off unless asked for"
+    )
 
 
 class DataSection(Section):
     train: str | None = Field(default=None, description="file of training rows, or hub:owner/name[:config]")
-    dev: str | None = Field(default=None, description="file for choosing (early stopping); carved from train when absent")
+    dev: str | None = Field(
+        default=None, description="file for choosing (early stopping); carved from train when absent"
+    )
     test: str | None = Field(default=None, description="file read once, at the end; carved from train when absent")
     layout: Layout = Field(default="auto", description="how rows are laid out")
     fields: dict[str, str] = Field(default_factory=dict, description="name the task uses -> column of the file")
-    labels: Annotated[dict[str, str] | None, BeforeValidator(_texts)] = Field(default=None, description="value in the file -> name shown to the model")
-    dev_fraction: float = Field(default=0.1, gt=0, lt=0.5, description="part of train carved off when no dev file is given")
-    test_fraction: float = Field(default=0.2, ge=0, lt=0.8, description="part of train carved off when no test file is given")
-    split_seed: int = Field(default=0, ge=0, lt=2**31, description="of carved splits and row limits; `seed` leaves them alone")
-    group_field: str | None = Field(default=None, description="rows with the same value never fall into different splits")
-    train_rows: int | None = Field(default=None, ge=1, description="use at most this many training rows (seeded, stratified)")
+    labels: Annotated[dict[str, str] | None, BeforeValidator(_texts)] = Field(
+        default=None, description="value in the file -> name shown to the model"
+    )
+    dev_fraction: float = Field(
+        default=0.1, gt=0, lt=0.5, description="part of train carved off when no dev file is given"
+    )
+    test_fraction: float = Field(
+        default=0.2, ge=0, lt=0.8, description="part of train carved off when no test file is given"
+    )
+    split_seed: int = Field(
+        default=0, ge=0, lt=2**31, description="of carved splits and row limits; `seed` leaves them alone"
+    )
+    group_field: str | None = Field(
+        default=None, description="rows with the same value never fall into different splits"
+    )
+    train_rows: int | None = Field(
+        default=None, ge=1, description="use at most this many training rows (seeded, stratified)"
+    )
     dev_rows: int | None = Field(default=None, ge=1, description="use at most this many dev rows (seeded, stratified)")
-    test_rows: int | None = Field(default=None, ge=1, description="use at most this many test rows (seeded, stratified)")
-    max_unusable: float = Field(default=0.01, ge=0, le=1, description="share of rows that may be unusable before refusing")
-    max_conflicts: float = Field(default=0.05, ge=0, le=1, description="share of rows with contradictory labels allowed")
+    test_rows: int | None = Field(
+        default=None, ge=1, description="use at most this many test rows (seeded, stratified)"
+    )
+    max_unusable: float = Field(
+        default=0.01, ge=0, le=1, description="share of rows that may be unusable before refusing"
+    )
+    max_conflicts: float = Field(
+        default=0.05, ge=0, le=1, description="share of rows with contradictory labels allowed"
+    )
     max_leaked: float = Field(default=0.05, ge=0, le=1, description="share of dev or test rows also in train allowed")
     max_cut: float = Field(default=0.2, ge=0, le=1, description="share of rows cut to max_length before refusing")
 
@@ -69,18 +100,23 @@ class DataSection(Section):
 class TaskSection(Section):
     """What is asked of the model. Everything but the name overrides what the preset or kind says."""
 
-    name: str = Field( description="a kind (classification, choice, generation, chat, scoring) or a preset")
-    form: Literal["auto", "verbalizer", "head"] = Field(default="auto", description="answer in words (verbalizer) or through a classification head"
+    name: str = Field(description="a kind (classification, choice, generation, chat, scoring) or a preset")
+    form: Literal["auto", "verbalizer", "head"] = Field(
+        default="auto", description="answer in words (verbalizer) or through a classification head"
     )
-    objective: Literal["auto", "candidates", "answer"] = Field(default="auto", description="cross-entropy over candidates, or on the tokens of the right answer"
+    objective: Literal["auto", "candidates", "answer"] = Field(
+        default="auto", description="cross-entropy over candidates, or on the tokens of the right answer"
     )
     prompt: str | None = Field(default=None, description="Jinja template of the text before the answer")
     masked_prompt: str | None = Field(default=None, description="the same for masked models; holds [MASK] once")
-    choices: str | tuple[str, ...] | None = Field(default=None, description="choice: templates of the candidates, or the field that lists them"
+    choices: str | tuple[str, ...] | None = Field(
+        default=None, description="choice: templates of the candidates, or the field that lists them"
     )
     answer: str | None = Field(default=None, description="generation: Jinja template of the answer")
     metric: str | None = Field(default=None, description="the metric that chooses the best checkpoint")
-    stop: tuple[str, ...] | None = Field(default=None, description="generation ends at these strings, besides the end token")
+    stop: tuple[str, ...] | None = Field(
+        default=None, description="generation ends at these strings, besides the end token"
+    )
     max_new_tokens: int | None = Field(default=None, ge=1, description="longest generated answer, in tokens")
     chat_template: bool = Field(default=False, description="put the prompt through the model's chat template")
 
@@ -90,7 +126,9 @@ class AdapterSection(Section):
     rank: int = Field(default=16, ge=1, le=1024, description="lora rank")
     alpha: float | Auto = Field(default="auto", description="lora scale x rank; auto: 2 x rank")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="lora dropout")
-    targets: tuple[str, ...] | Auto = Field(default="auto", description="module names; auto: every linear layer in the blocks")
+    targets: tuple[str, ...] | Auto = Field(
+        default="auto", description="module names; auto: every linear layer in the blocks"
+    )
     prefix_tokens: int = Field(default=8, ge=1, le=512, description="prefix length")
 
 
@@ -107,11 +145,15 @@ class TrainSection(Section):
     micro_batch_size: Annotated[int, Field(ge=1)] | Auto = Field(default="auto", description="rows a forward pass")
     epochs: float | Auto = Field(default="auto", description="passes over the training rows")
     max_steps: int | None = Field(default=None, ge=1, description="stop after this many steps, whatever epochs says")
-    activation_checkpointing: bool | Auto = Field(default="auto", description="recompute activations: less memory, slower")
+    activation_checkpointing: bool | Auto = Field(
+        default="auto", description="recompute activations: less memory, slower"
+    )
     evaluate_every: Annotated[int, Field(ge=1)] | Auto = Field(default="auto", description="steps between looks at dev")
     save_every: Annotated[int, Field(ge=1)] | Auto = Field(default="auto", description="steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest ones kept, besides the best")
-    patience: int | None = Field(default=None, ge=1, description="stop after this many looks at dev without a better one")
+    patience: int | None = Field(
+        default=None, ge=1, description="stop after this many looks at dev without a better one"
+    )
     keep_best: bool = Field(default=True, description="end with the weights that were best on dev, not the last")
     tensorboard: bool = Field(default=False, description="write TensorBoard events into the run folder")
 
@@ -134,4 +176,6 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
     out: str | None = Field(default=None, description="the run's folder; made up from task, model and date when absent")
-    seed: int = Field(default=0, ge=0, lt=2**31, description="of initial weights, order of rows, dropout and demonstrations")
+    seed: int = Field(
+        default=0, ge=0, lt=2**31, description="of initial weights, order of rows, dropout and demonstrations"
+    )

@@ -95,5 +95,6 @@ def find_confusions(record: Record) -> Confusions | None:
 def _cells(counts: Sequence[int], own: int, total: int) -> tuple[Cell, ...]:
     shares = [rows / total if total else 0.0 for rows in counts]
     return tuple(
-        Cell(rows, share, words.percent(share), j == own) for j, (rows, share) in enumerate(zip(counts, shares, strict=True))
+        Cell(rows, share, words.percent(share), j == own)
+        for j, (rows, share) in enumerate(zip(counts, shares, strict=True))
     )

@@ -199,11 +199,12 @@ def _svg(figure: Figure, name: str, said: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
+    # matplotlib writes the font in one or in two parts, depending on its version
     text = re.sub(r"\bfont: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    text = re.sub(r"\bfont-family: [^;\"]*;? ?", "", text)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     box = re.search(r'viewBox="[^"]*"', text)
     assert box is not None
-    opening = f'<svg class="{name}" role="img" aria-label="{html.escape(said)}" xmlns="http://www.w3.org/2000/svg" '
-    opening += f'xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]}>'
+    opening = f'<svg class="{name}" role="img" aria-label="{html.escape(said)}" {box[0]}>'
     return opening + text[text.index(">") + 1 :].strip()

@@ -86,6 +86,7 @@ def _view(record: Record, comparison: Comparison | None) -> dict[str, Any]:
     result = record.result
     recipe = result["recipe"]
     metrics = _metrics(record)
+    baseline = words.baseline_name(comparison.baseline) if comparison is not None else ""
     return {
         "style": Markup(_style()),
         "title": f"{words.short_name(recipe['task']['name'])} with {words.short_name(recipe['model']['name'])}",
@@ -102,8 +103,8 @@ def _view(record: Record, comparison: Comparison | None) -> dict[str, Any]:
         "lines": _lines(record, metrics, comparison),
         "dots": Markup(_dots(record)) if len(_measured(record)) > 1 else "",
         "comparison": comparison,
-        "baseline": words.baseline_name(comparison.baseline) if comparison is not None else "",
-        "baseline_label": words.baseline_name(comparison.baseline).partition(" + ")[0] if comparison is not None else "",
+        "baseline": baseline,
+        "baseline_label": baseline.partition(" + ")[0],
         "p_value": words.probability(comparison.difference.p_value) if comparison is not None else "",
         "curves": _curves(record),
         "epochs": _epochs(record),
@@ -151,9 +152,9 @@ def _by_value(record: Record) -> list[str]:
     baselines = record.result["baselines"]
     return sorted(
         baselines,
-        key=lambda name: sign * baselines[name][record.metric]["value"]
-        if record.metric in baselines[name]
-        else float("inf"),
+        key=lambda name: (
+            sign * baselines[name][record.metric]["value"] if record.metric in baselines[name] else float("inf")
+        ),
     )
 
 
@@ -183,7 +184,8 @@ def _curves(record: Record) -> list[tuple[str, Markup]]:
         kept = record.result["train"]["weights_from_step"]
         chosen = kept if any(look["step"] == kept for look in looks) else None
         which = "; ringed: the weights that were kept" if chosen is not None else ""
-        found.append((f"{words.sentence_case(words.metric_name(looks[0]['metric']))} on dev{which}", figures.look_plot(looks, chosen)))
+        metric = words.sentence_case(words.metric_name(looks[0]["metric"]))
+        found.append((f"{metric} on dev{which}", figures.look_plot(looks, chosen)))
     for name, caption in (("learning_rate", "Learning rate"), ("gradient_norm", "Gradient norm, before clipping")):
         if sum(step.get(name) is not None for step in record.steps) > 1:
             found.append((caption, figures.scalar_plot(record.steps, name)))

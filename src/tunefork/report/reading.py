@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tunefork.errors import RunError
+from tunefork.evaluate.stored import read_predictions
 from tunefork.recipe import Recipe
 from tunefork.run import RunFolder
 from tunefork.tasks import Prediction, Task, make_task
-
-_FIELDS = {field.name for field in dataclasses.fields(Prediction)}
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ def read_record(run: RunFolder) -> Record:
     kind = recipe.model.kind
     if kind == "auto":
         raise RunError(f"{run.result_path} must hold a resolved recipe. Received model.kind `auto`.")
-    test = _lines(run, "test") if result["test"] else []
+    rows = result["data"]["counts"]["test"]["rows"]
     return Record(
         path=run.path,
         result=result,
@@ -52,23 +50,26 @@ def read_record(run: RunFolder) -> Record:
         recipe_text=run.recipe_path.read_text(encoding="utf-8"),
         steps=[entry for entry in run.read_log() if entry["kind"] == "step"],
         task=make_task(recipe.task, recipe.data, kind, (), labels=result["labels"] or None),
-        predictions=[_prediction(line) for line in test],
-        texts=[str(line.get("text", "")) for line in test],
-        baselines={name: [_prediction(line) for line in _lines(run, f"test-{name}")] for name in result["baselines"]},
+        predictions=_predictions(run, "test", rows),
+        texts=_texts(run) if rows else [],
+        baselines={name: _predictions(run, f"test-{name}", rows) for name in result["baselines"]},
     )
 
 
-def _lines(run: RunFolder, name: str) -> list[dict[str, Any]]:
+def _predictions(run: RunFolder, name: str, rows: int) -> list[Prediction]:
+    if not rows:
+        return []
     path = run.predictions_path / f"{name}.jsonl"
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except (OSError, ValueError) as error:
+    found = read_predictions(path) if path.is_file() else []
+    if len(found) != rows:
         raise RunError(
-            f"A finished run must have its predictions. {path} cannot be read: {error}. "
+            f"A finished run must have a prediction for each of its {rows} test rows. {path} has {len(found)}. "
             "Try a copy of the folder from a backup, or a new run."
-        ) from error
+        )
+    return found
 
 
-def _prediction(line: Mapping[str, Any]) -> Prediction:
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in line.items() if key in _FIELDS}
-    return Prediction(**values)
+def _texts(run: RunFolder) -> list[str]:
+    """What was asked, as it stands beside each prediction."""
+    lines = (run.predictions_path / "test.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    return [str(json.loads(line).get("text", "")) for line in lines]

@@ -74,8 +74,8 @@ def caution(record: Record) -> str:
     if figure is None or figure["value"] not in shares or figure["low"] != figure["high"]:
         return ""
     return (
-        f"The interval has no width because all {words.count(figure['n'])} rows agree, which does not say that the next "
-        f"one will: up to about {words.percent(min(1.0, 3 / figure['n']))} of all rows may differ (rule of three)."
+        f"The interval has no width because all {words.count(figure['n'])} rows agree, which does not say that the "
+        f"next one will: up to about {words.percent(min(1.0, 3 / figure['n']))} of all rows may differ (rule of three)."
     )
 
 
@@ -104,8 +104,8 @@ def _without_test(record: Record, system: str) -> str:
     best = looks[-1]
     return (
         f"{system} was best on the dev rows at step {best['step']:,} of {record.result['steps']:,}, with "
-        f"{words.metric_name(best['metric'])} {words.decimal(best['value'])}; the weights were chosen on these rows and "
-        "there were no test rows, so on new text expect less."
+        f"{words.metric_name(best['metric'])} {words.decimal(best['value'])}; the weights were chosen on these rows "
+        "and there were no test rows, so on new text expect less."
     )
 
 

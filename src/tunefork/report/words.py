@@ -140,8 +140,8 @@ def duration(seconds: float) -> str:
 
 def setting(value: Any) -> str:
     """A recipe's value as it would be typed."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple):

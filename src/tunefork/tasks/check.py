@@ -105,7 +105,7 @@ def _boundary(rows: Sequence[Rendered], renderer: Renderer) -> list[Finding]:
     other: list[Rendered] = []
     for r in tried:
         asked = renderer.prompt(r.example).ids
-        if r.ids[: len(asked)] != asked or not r.trained[len(asked) : len(asked) + 1] == (True,):
+        if r.ids[: len(asked)] != asked or r.trained[len(asked) : len(asked) + 1] != (True,):
             other.append(r)
     if not other:
         return []

@@ -146,11 +146,16 @@ def _seen(spec: TaskSpec, rows: Sequence[Row]) -> list[str]:
     """Distinct labels of the rows, at least two of them."""
     seen = {label_text(named_values(spec, part).get("label")) for row in rows for part in unrolled(spec, row)}
     values = [value for value in seen if value is not None]
-    if len(values) < 2:
+    if len(values) == 1:
+        raise DataError(
+            f"Training rows must carry at least two different labels. Received {values[0]!r} in all of them. Try rows "
+            "of other labels too, or --label-field with another column."
+        )
+    if not values:
         columns = listed(spec.fields.get("label", ("label",)))
         there = listed(sorted(rows[0].values)) if rows else "no rows"
         raise DataError(
-            f"Training rows must carry at least two different labels. Received {len(values)}; looked in {columns}, "
+            f"Training rows must carry at least two different labels. Received none; looked in {columns}, "
             f"and the first row has {there}. Try --label-field with the column's name."
         )
     return values

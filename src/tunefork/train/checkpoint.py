@@ -75,7 +75,7 @@ def save_checkpoint(
     steps = run.checkpoint_steps()
     kept = {*[s for s in steps if s <= step][-keep:], *protect}
     for other in steps:
-        if other > step or other not in kept:
+        if other not in kept:
             remove_folder(run.checkpoint_path(other))
     return path
 

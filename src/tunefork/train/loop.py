@@ -1,4 +1,4 @@
-"""The training loop, to be read top to bottom. It knows steps, looks at dev and checkpoints; not which method it runs."""
+"""The training loop, to be read top to bottom: steps, looks at dev, checkpoints. It knows no method by name."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ def train(
     lengths = [len(r.ids) for r in rows]
     progress, notes = Progress(), []
     fingerprint = _fingerprint(rows)
-    if resume is not None:
+    if resume is None:
+        run.truncate_log(0)  # a run killed before its first checkpoint begins again
+    else:
         if resume.state["rows"] != fingerprint:
             raise RunError("A resumed run must see the same rows. They have changed since it began. Try a new run.")
         progress, notes = _resume(resume, model, method)
@@ -140,7 +142,7 @@ def train(
         while True:
             if look is not None and due(options.evaluate_every) and progress.looked_at < progress.step:
                 look_now()
-                if options.keep_best and progress.best_step == progress.step or patience_lost():
+                if (options.keep_best and progress.best_step == progress.step) or patience_lost():
                     save()
                     saved = progress.step
             if due(options.save_every) and saved < progress.step:
@@ -171,14 +173,20 @@ def train(
             save()
             saved = progress.step
         on_event(Event("stop", progress.step, {"saved": saved}))
-        raise Interrupted(f"{stop or 'Stopped.'} Steps up to {saved} are saved in {run.path}; --resume goes on.") from None
+        raise Interrupted(
+            f"{stop or 'Stopped.'} Steps up to {saved} are saved in {run.path}; --resume goes on."
+        ) from None
 
     stopped_early = progress.step < steps
     weights_from = progress.step
     if options.keep_best and progress.best_step is not None and progress.best_step != progress.step:
-        best = load_step(run, progress.best_step)
-        load_trainable_state(model, best.tensors["weights"])
-        weights_from = progress.best_step
+        try:
+            best = load_step(run, progress.best_step)
+        except RunError as damage:
+            notes.append(f"The last weights are kept, not the best: {damage}")
+        else:
+            load_trainable_state(model, best.tensors["weights"])
+            weights_from = progress.best_step
     return TrainResult(progress, stopped_early, weights_from, tuple(notes))
 
 

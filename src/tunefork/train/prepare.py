@@ -12,7 +12,15 @@ from tunefork.data import Finding, Item, Row, Splits, check_items, load_splits
 from tunefork.errors import DataError
 from tunefork.evaluate import check_baselines, fitting_baselines
 from tunefork.methods import method_info
-from tunefork.models import ModelFacts, check_support, choose_device, choose_dtype, inspect_model, load_tokenizer
+from tunefork.models import (
+    ModelFacts,
+    check_support,
+    choose_device,
+    choose_dtype,
+    inspect_model,
+    load_tokenizer,
+    usable_positions,
+)
 from tunefork.recipe import DataSection, Recipe, Resolved, resolve
 from tunefork.recipe.resolve import Situation
 from tunefork.render import Rendered, Renderer
@@ -66,7 +74,7 @@ def prepare(recipe: Recipe) -> Job:
     device, _ = choose_device(recipe.model)
     dtype, dtype_reason = choose_dtype(recipe.model, device)
     splits, findings = load_splits(recipe.data, recipe.data.split_seed, None)
-    task = make_task(recipe.task, recipe.data, facts.kind, splits.train)
+    task = make_task(recipe.task, recipe.data, facts.kind, _label_rows(splits, recipe.data))
     if task.labels:  # once the labels are known the split can be stratified by them
         splits, findings = load_splits(recipe.data, recipe.data.split_seed, task.label_of)
     if recipe.adapter.name != "auto":
@@ -77,12 +85,13 @@ def prepare(recipe: Recipe) -> Job:
 
     rows, examples = _examples(task, splits, recipe.data, findings)
     findings += check_items(
-        *([_item(e, task) for e in examples[name]] for name in SPLITS),
-        recipe.data,
+        *[[_item(e, task) for e in examples[name]] for name in SPLITS],
+        section=recipe.data,
         labels_expected=bool(task.labels),
     )
     tokenizer = load_tokenizer(facts)
-    limit = facts.max_positions if recipe.model.max_length == "auto" else int(recipe.model.max_length)
+    room = usable_positions(facts, recipe.adapter)
+    limit = room if recipe.model.max_length == "auto" else int(recipe.model.max_length)
     renderer = Renderer(tokenizer, facts.kind, task, min(limit, LONGEST_AUTOMATIC), recipe.task.chat_template)
     rendered = {name: [r for e in examples[name] for r in renderer.render(e)] for name in SPLITS}
     findings += check_rendered(rendered, task, renderer, recipe.data)
@@ -92,7 +101,9 @@ def prepare(recipe: Recipe) -> Job:
 
     resolved = resolve(recipe, _situation(recipe, facts, task, device, dtype, dtype_reason, rendered))
     adapter = resolved.recipe.adapter.name
-    check_support(facts, adapter, task.form, method.name)  # again, now that `auto` has become a name
+    checkpointing = bool(resolved.recipe.train.activation_checkpointing)
+    if adapter != "auto":  # again, now that it is a name
+        check_support(facts, adapter, task.form, method.name, activation_checkpointing=checkpointing)
     return Job(
         resolved, facts, task, tokenizer, renderer, device, rows, examples, rendered, tuple(findings), splits.origin
     )
@@ -109,6 +120,13 @@ def refuse_errors(findings: Sequence[Finding]) -> None:
         shown = "".join(f"\n    {example}" for example in finding.examples[:3])
         lines.append(f"{where}{finding.message} {finding.advice}".rstrip() + shown)
     raise DataError("The data must be usable. Refused because:\n  " + "\n  ".join(lines))
+
+
+def _label_rows(splits: Splits, section: DataSection) -> list[Row]:
+    """The rows of the train file, also those carved from it, so that a rare label is not lost to the split."""
+    carved = [splits.dev] if section.dev is None else []
+    carved += [splits.test] if section.test is None else []
+    return [row for part in (splits.train, *carved) for row in part]
 
 
 def _examples(
@@ -149,7 +167,7 @@ def _situation(
     return Situation(
         model_kind=facts.kind,
         parameters=facts.parameters,
-        max_positions=facts.max_positions,
+        max_positions=usable_positions(facts, recipe.adapter),
         device=device.type,
         dtype=dtype,
         dtype_reason=dtype_reason,

@@ -1,5 +1,6 @@
 """The commands as typed functions: each joins the rooms below into one job."""
 
+from tunefork.evaluate.trained import Trained, is_trained, load_trained
 from tunefork.workflows.chat import Chat
 from tunefork.workflows.compare import Comparison, compare
 from tunefork.workflows.demo import demo
@@ -9,7 +10,6 @@ from tunefork.workflows.finetune import Listener, Plan, RunResult, finetune, pla
 from tunefork.workflows.inspect import DataCheck, ShownRow, check_data, show_data
 from tunefork.workflows.predict import Predictions, predict
 from tunefork.workflows.seeds import SeedsResult, finetune_seeds
-from tunefork.evaluate.trained import Trained, is_trained, load_trained
 
 __all__ = [
     "Chat",

@@ -1,4 +1,4 @@
-"""One cell of a comparison, alone in its process: reads {"recipe", "baseline"} as JSON, prints what came out as JSON."""
+"""One cell of a comparison, alone in its process: {"recipe", "baseline"} as JSON in, figures as JSON out."""
 
 from __future__ import annotations
 

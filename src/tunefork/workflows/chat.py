@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import TextIteratorStreamer
 
+from tunefork.evaluate.trained import Trained, is_trained, load_trained, load_untrained
 from tunefork.recipe import DataSection, ModelSection, TaskSection
 from tunefork.tasks import Example, Message, make_task
-from tunefork.evaluate.trained import Trained, is_trained, load_trained, load_untrained
 
 
 class Chat:
@@ -49,7 +49,9 @@ def stream(
     prompt = trained.renderer.prompt(Example("chat", messages=tuple(messages)))
     ids = torch.tensor([prompt.ids], device=trained.device)
     streamer = TextIteratorStreamer(trained.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    sampling: dict[str, Any] = (
+        {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    )
 
     def generate() -> None:
         with trained.compute(), torch.inference_mode(), torch.random.fork_rng():

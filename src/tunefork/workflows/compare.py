@@ -1,4 +1,4 @@
-"""Methods and baselines on one task in one table. Each cell runs in a process of its own, so that its memory is its own."""
+"""Methods and baselines on one task in one table, each in a process of its own, so that its memory is its own."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tunefork.errors import RecipeError, RunError, TuneforkError, UnsupportedError
 from tunefork.evaluate import compare_predictions
@@ -17,6 +17,7 @@ from tunefork.files import make_folder, write_json
 from tunefork.methods import method_info
 from tunefork.models import check_support
 from tunefork.recipe import Recipe
+from tunefork.recipe.schema import AdapterName
 from tunefork.train.prepare import prepare, refuse_errors
 from tunefork.workflows.finetune import as_recipe, free_folder
 
@@ -45,8 +46,7 @@ class Comparison:
     cells: Sequence[Cell]
 
     def as_dict(self) -> dict[str, Any]:
-        cells = [{name: getattr(cell, name) for name in Cell.__slots__} for cell in self.cells]
-        return {"schema": COMPARISON_SCHEMA, "metric": self.metric, "cells": cells}
+        return {"schema": COMPARISON_SCHEMA, "metric": self.metric, "cells": [asdict(cell) for cell in self.cells]}
 
 
 def compare(
@@ -86,7 +86,7 @@ def _supported(recipe: Recipe, job: Any) -> list[str]:
     found = []
     for adapter in method_info(recipe.train.method).adapters:
         try:
-            check_support(job.facts, adapter, job.task.form, recipe.train.method)
+            check_support(job.facts, cast(AdapterName, adapter), job.task.form, recipe.train.method)
         except UnsupportedError:
             continue
         found.append(adapter)
@@ -143,7 +143,6 @@ def _against_best_baseline(job: Any, cells: Sequence[Cell], folder: Path, recipe
         if cell.kind == "trained" and cell.error is None and metric in cell.metrics:
             ours = read_predictions(folder / "cells" / cell.name.replace("/", "-") / "predictions" / "test.jsonl")
             difference = compare_predictions(job.task, ours, theirs, section, recipe.seed)[metric]
-            fields = {name: getattr(cell, name) for name in Cell.__slots__}
-            cell = Cell(**(fields | {"against_best_baseline": {"baseline": best.name, **difference}}))
+            cell = replace(cell, against_best_baseline={"baseline": best.name, **asdict(difference)})
         compared.append(cell)
     return compared

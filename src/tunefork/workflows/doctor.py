@@ -38,7 +38,7 @@ class Check:
 
 
 def doctor() -> list[Check]:
-    """Looks at versions, devices, memory and disk, then trains the embedded model for two steps in a temporary folder."""
+    """Looks at versions, devices, memory and disk, then trains the embedded model for two steps for real."""
     checks = [Check("python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.platform()}")]
     checks += [Check(name, True, importlib.metadata.version(name)) for name in PACKAGES]
     for extra, package in EXTRAS.items():

@@ -11,11 +11,11 @@ from typing import Any
 from tunefork.data import Finding, load_splits
 from tunefork.errors import DataError, RecipeError
 from tunefork.evaluate import measure, predict_examples
+from tunefork.evaluate.trained import Trained, is_trained, load_trained, load_untrained
 from tunefork.models import inspect_model
 from tunefork.recipe import EvaluateSection, Recipe
 from tunefork.tasks import Prediction, build_examples, make_task
 from tunefork.workflows.finetune import as_recipe
-from tunefork.evaluate.trained import Trained, is_trained, load_trained, load_untrained
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ import torch
 from tunefork.errors import MissingExtraError, RunError
 from tunefork.evaluate import look_metrics, measure, predict_examples, run_baselines
 from tunefork.evaluate.stored import shown_text, write_predictions
+from tunefork.files import staged_folder
 from tunefork.methods import make_method
 from tunefork.models import autocast, load_base, load_model, save_artefact, torch_dtype
 from tunefork.recipe import Reason, Recipe, all_paths, dump_recipe, load_recipe
-from tunefork.files import staged_folder
 from tunefork.report import render_report
 from tunefork.run import RunFolder
 from tunefork.tasks import row_losses
@@ -80,7 +80,9 @@ def finetune(
     listener.plan(plan)
     refuse_errors(plan.job.findings)
     with RunFolder.create(Path(str(recipe.out)), dump_recipe(plan.job.recipe)) as run, Interrupt() as interrupt:
-        run.append_log(0, "plan", {"reasons": [asdict(r) for r in plan.job.resolved.reasons], "forecast": asdict(plan.forecast)})
+        run.append_log(
+            0, "plan", {"reasons": [asdict(r) for r in plan.job.resolved.reasons], "forecast": asdict(plan.forecast)}
+        )
         return _run(run, plan, None, listener, interrupt)
 
 
@@ -141,9 +143,7 @@ def free_folder(recipe: Recipe) -> Path:
     return next(p for n in range(1, 100_000) if not (p := Path("runs") / f"{stem}-{n}").exists())
 
 
-def _run(
-    run: RunFolder, plan: Plan, resumed: Loaded | None, listener: Listener, interrupt: Interrupt
-) -> RunResult:
+def _run(run: RunFolder, plan: Plan, resumed: Loaded | None, listener: Listener, interrupt: Interrupt) -> RunResult:
     job, recipe = plan.job, plan.job.recipe
     dtype = torch_dtype(recipe.model.dtype)
     compute = functools.partial(autocast, job.device, dtype)

@@ -9,9 +9,9 @@ from typing import Any
 
 from tunefork.data import Finding, Row, apply_layout, read_rows, write_rows
 from tunefork.evaluate import predict_examples
+from tunefork.evaluate.trained import load_trained
 from tunefork.recipe import EvaluateSection
 from tunefork.tasks import Prediction, build_examples
-from tunefork.evaluate.trained import load_trained
 
 PREDICTION, REASON = "prediction", "prediction_missing_because"
 
@@ -36,7 +36,7 @@ def predict(run: str | Path, file: str | Path, out: str | Path | None = None, *,
     target = Path(out) if out is not None else file.with_name(_predicted_name(file.name))
     trained = load_trained(run, device)
     rows, findings = read_rows(str(file))
-    laid_out, more = apply_layout(rows, trained.data.layout, trained.data.fields)
+    laid_out, more = apply_layout(rows, trained.data.layout, trained.data.fields, answers=False)
     examples, unusable = build_examples(trained.task, laid_out, trained.data, labelled=False)
     predictions = predict_examples(
         trained.model,

@@ -43,7 +43,9 @@ def finetune_seeds(
         if k > 0:
             change["evaluate"] = recipe.evaluate.model_copy(update={"baselines": ()})
         runs.append(finetune(recipe.model_copy(update=change), resume=resume and out.exists(), listener=listener))
-    spread = {metric: _spread([run.result["test"][metric]["value"] for run in runs]) for metric in runs[0].result["test"]}
+    spread = {
+        metric: _spread([run.result["test"][metric]["value"] for run in runs]) for metric in runs[0].result["test"]
+    }
     write_json(
         folder / "seeds.json",
         {"schema": RESULT_SCHEMA, "seeds": [recipe.seed + k for k in range(seeds)], "spread": spread},

@@ -1,0 +1,178 @@
+"""The model card of an export, written from the run's own figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from tunefork.evaluate.trained import Trained
+from tunefork.export.proof import Proof
+from tunefork.export.snippet import Artefact, model_class, snippet
+from tunefork.models.artefact import ArtefactInfo
+
+_PIPELINES = {
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForCausalLM": "text-generation",
+}
+_ADAPTERS = {
+    "none": "full fine-tuning",
+    "lora": "LoRA",
+    "qlora": "LoRA on a base in NF4 (QLoRA)",
+    "dora": "DoRA",
+    "prefix": "prefix tuning",
+    "head": "a classification head on frozen weights",
+}
+_SHOWN_SETTINGS = ("method", "learning_rate", "schedule", "warmup", "batch_size", "weight_decay", "epochs", "max_steps")
+
+
+def render_card(
+    result: Mapping[str, Any], info: ArtefactInfo, trained: Trained, *, to: str, dtype: str, proof: Proof | None
+) -> str:
+    """README.md with its YAML front matter. `result` is the run's result.json."""
+    base = base_name(info)
+    title = f"{base.rpartition('/')[2]} for {trained.task.info.name}"
+    where = str(info["base"]["name"] if info["base"]["commit"] else info["base"]["folder"])
+    code = snippet(Artefact(trained, to, info["adapter"], where, info["extra"]["dtype"]))
+    parts = [
+        _front_matter(base, trained, to),
+        f"# {title}\n",
+        _summary(base, info, trained, to, dtype),
+        "## How to use it\n",
+        _usage(to, info["adapter"], code),
+        "## How good it is\n",
+        _metrics(result),
+        *(["## Proof of the merge\n", _proof(proof)] if proof is not None else []),
+        "## How it was trained\n",
+        _data(result),
+        _settings(result),
+        "## Limits\n",
+        _limits(result, to),
+    ]
+    return "\n".join(parts)
+
+
+def base_name(info: ArtefactInfo) -> str:
+    """The base's hub name; of a local model the last part of its folder."""
+    base = info["base"]
+    return str(base["name"]) if base["commit"] else PurePath(str(base["folder"])).name
+
+
+def _front_matter(base: str, trained: Trained, to: str) -> str:
+    lines = [
+        "---",
+        f"base_model: {json.dumps(base, ensure_ascii=False)}",
+        f"library_name: {'transformers' if to == 'merged' else 'peft'}",
+        f"pipeline_tag: {_PIPELINES[model_class(trained)]}",
+        "tags: [tunefork, fine-tuned]",
+        "# license: for you to fill in; it must fit the license of the base model and your rights to the data",
+        "---\n",
+    ]
+    return "\n".join(lines)
+
+
+def _summary(base: str, info: ArtefactInfo, trained: Trained, to: str, dtype: str) -> str:
+    task = trained.task
+    labels = f" Its answers are {', '.join(f'`{label}`' for label in task.labels[:30])}." if task.labels else ""
+    more = f" (and {len(task.labels) - 30} more)" if len(task.labels) > 30 else ""
+    kept = f"These are the whole weights, in {dtype}." if to == "merged" else "This is the adapter alone, in fp32."
+    return (
+        f"`{base}` ({info['base']['architecture']}, {info['base']['parameters']:,} parameters), fine-tuned with "
+        f"{_ADAPTERS[info['adapter']]} for the task `{task.info.name}` ({task.info.kind}).{labels}{more} {kept} "
+        "It was made with Tunefork.\n\n"
+        "**License: not stated.** Whoever publishes this model chooses one that the base model and the data allow.\n"
+    )
+
+
+def _usage(to: str, adapter: str, code: str) -> str:
+    needs = "`transformers`" if to == "merged" else "`transformers` and `peft`"
+    needs += ", and `bitsandbytes`" if to == "adapter" and adapter == "qlora" else ""
+    return (
+        f"With {needs} alone, in this folder:\n\n```python\n{code}```\n\n"
+        "With Tunefork, which asks it exactly as in training: `tunefork predict FOLDER rows.csv`.\n"
+    )
+
+
+def _metrics(result: Mapping[str, Any]) -> str:
+    measured: Mapping[str, Mapping[str, Any]] = result["test"]
+    if not measured:
+        return "It was not measured: the run had no test rows.\n"
+    systems = [("**this model**", measured), *((n.replace("_", " "), m) for n, m in result["baselines"].items())]
+    names = list(measured)
+    rows = [[name, *(_value(figures.get(metric)) for metric in names)] for name, figures in systems]
+    n = max(int(value["n"]) for value in measured.values())
+    return (
+        f"On {n:,} test rows that were read once, after training, with {_percent(result)} bootstrap intervals; "
+        "the baselines are measured on the same rows.\n\n" + _table(["", *(f"`{name}`" for name in names)], rows)
+    )
+
+
+def _value(figure: Mapping[str, Any] | None) -> str:
+    if figure is None or figure["value"] is None:
+        return "–"
+    if figure["low"] is None or figure["high"] is None:
+        return f"{figure['value']:.3f}"
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+
+
+def _percent(result: Mapping[str, Any]) -> str:
+    return f"{100 * float(result['recipe']['evaluate']['confidence']):g} %"
+
+
+def _proof(proof: Proof) -> str:
+    text = (
+        f"On {proof.rows} {proof.split} rows ({proof.positions} positions) the logits of this folder, loaded from the "
+        f"disk, differ from those of the trained model by **{proof.ratio:.2g}** of what training changed "
+        f"(|merged − trained| / |trained − base|, fp32 arithmetic; at most {proof.limit:g} passes, an unchanged base "
+        "would have 1)."
+    )
+    if proof.ratio_in_own_arithmetic is not None:
+        text += f" Computing in {proof.dtype} itself, the difference is {proof.ratio_in_own_arithmetic:.2g}."
+    rows = [[f"`{name}`", f"{pair['trained']:.4f}", f"{pair['merged']:.4f}"] for name, pair in proof.metrics.items()]
+    return f"{text}\n\n{_table(['on these rows', 'trained', 'merged'], rows)}"
+
+
+def _data(result: Mapping[str, Any]) -> str:
+    counts = result["data"]["counts"]
+    rows = [[name, f"{c['rows']:,}", f"{c['tokens']:,}"] for name, c in counts.items()]
+    return _table(["rows", "count", "tokens"], rows)
+
+
+def _settings(result: Mapping[str, Any]) -> str:
+    recipe = result["recipe"]
+    shown = [("steps", result["steps"]), *((k, recipe["train"][k]) for k in _SHOWN_SETTINGS)]
+    if recipe["adapter"]["name"] in ("lora", "qlora", "dora"):
+        shown += [(k, recipe["adapter"][k]) for k in ("rank", "alpha", "dropout", "targets")]
+    elif recipe["adapter"]["name"] == "prefix":
+        shown.append(("prefix_tokens", recipe["adapter"]["prefix_tokens"]))
+    shown += [("dtype", recipe["model"]["dtype"]), ("max_length", recipe["model"]["max_length"])]
+    shown.append(("seed", recipe["seed"]))
+    rows = [[f"`{key}`", _setting(value)] for key, value in shown if value is not None]
+    return _table(["setting", "value"], rows) + "\nThe whole recipe is in `recipe.yaml`.\n"
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _limits(result: Mapping[str, Any], to: str) -> str:
+    points = [
+        "The figures hold for texts like the test rows. Nothing was measured on other texts, topics or languages.",
+        "What the base model has learned before, its errors and prejudices among it, was not examined.",
+    ]
+    if to == "adapter":
+        points.append("The adapter works with the base model it was trained on, and with no other.")
+    for finding in result["data"]["findings"]:
+        if finding["level"] == "warning":
+            where = f" ({finding['split']})" if finding.get("split") else ""
+            points.append(f"Found in the data{where}: {finding['message']}")
+    return "".join(f"- {' '.join(point.split())}\n" for point in points)
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "".join(f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in line)} |\n" for line in lines)

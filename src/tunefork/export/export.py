@@ -1,0 +1,238 @@
+"""`export`: a run's model as plain transformers weights, proven equal to what was trained, or as its adapter."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from peft import PeftModel
+
+from tunefork.errors import ExportError, MissingFileError, RecipeError, RunError, UnsupportedError, did_you_mean
+from tunefork.evaluate.trained import Trained, load_trained
+from tunefork.export.card import render_card
+from tunefork.export.merge import load_plain, merged_model, save_plain
+from tunefork.export.proof import HeldOut, Proof, answers, compare, held_out, in_fp32, read_logits
+from tunefork.files import make_folder, staged_folder, write_json
+from tunefork.models import (
+    ModelFacts,
+    inspect_model,
+    load_base,
+    load_tokenizer,
+    read_artefact_info,
+    torch_dtype,
+)
+from tunefork.models.artefact import INFO_FILE, ArtefactInfo
+from tunefork.models.device import DtypeName
+from tunefork.recipe import ModelSection, Recipe, load_recipe
+from tunefork.render import Renderer
+from tunefork.run import RunFolder
+
+KINDS = ("merged", "adapter")
+CARD, PROOF, RECIPE = "README.md", "proof.json", "recipe.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """Where the model went, the proof of a merge, and both in a sentence."""
+
+    path: Path
+    proof: Mapping[str, Any] | None
+    says: str
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What an export reads of a run."""
+
+    folder: RunFolder
+    recipe: Recipe
+    result: Mapping[str, Any]
+    info: ArtefactInfo
+
+
+def export(
+    run: str | Path,
+    *,
+    to: str = "merged",
+    out: str | Path | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> Exported:
+    """Writes the model of a finished run to `out` (RUN/export-TO when absent), with a model card.
+
+    `merged`: a plain transformers folder in `dtype` (auto: the one the run computed in). What lies on the disk is
+    loaded again and proven equal to the trained model on held-out rows before it takes its place; see `Proof`.
+    `adapter`: the PEFT folder as it was trained.
+
+    Raises ExportError, leaving nothing behind, when the proof fails; UnsupportedError or RecipeError for what cannot
+    be exported so, RunError for a run that is not finished or an `out` that holds something else.
+    """
+    source = _read(Path(run))
+    _check(source, to, dtype)
+    target = Path(out) if out is not None else source.folder.path / f"export-{to}"
+    _refuse_to_overwrite(target)
+    make_folder(target.parent)
+    with staged_folder(target) as folder:
+        if to == "adapter":
+            return _adapter(source, folder, target, device)
+        return _merged(source, folder, target, dtype, device)
+
+
+def _read(path: Path) -> _Run:
+    folder = RunFolder.open(path, write=False)
+    result = folder.read_result()
+    return _Run(folder, load_recipe(folder.recipe_path), result, read_artefact_info(folder.model_path))
+
+
+def _check(source: _Run, to: str, dtype: str) -> None:
+    if to not in KINDS:
+        raise RecipeError(f"`to` must be {' or '.join(KINDS)}. Received {to!r}.{did_you_mean(to, KINDS)}")
+    formats = ("auto", *get_args(DtypeName))
+    if dtype not in formats:
+        raise RecipeError(f"`dtype` must be one of {', '.join(formats)}. Received {dtype!r}. Try auto.")
+    adapter = source.info["adapter"]
+    if to == "merged" and adapter == "prefix":
+        raise UnsupportedError(
+            "A prefix cannot be merged: it is keys and values beside the tokens, not a change of weights. "
+            "Received a run with adapter prefix. Try --to adapter, or train with --adapter lora."
+        )
+    if to == "adapter" and adapter in ("none", "head"):
+        raise UnsupportedError(
+            f"Only a run with a PEFT adapter has one to export. Received a run with adapter {adapter}, which keeps the "
+            "whole model. Try --to merged."
+        )
+    if to == "adapter" and dtype != "auto":
+        raise RecipeError(f"An adapter is exported in fp32, as it was trained. Received dtype {dtype}. Try auto.")
+
+
+def _refuse_to_overwrite(target: Path) -> None:
+    """An earlier export is replaced; nothing else is."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not (target / INFO_FILE).is_file() or "exported" not in read_artefact_info(target)["extra"]:
+        raise RunError(
+            f"An export needs a folder of its own. Received {target}, which holds something else. Try another --out."
+        )
+
+
+def _adapter(source: _Run, folder: Path, target: Path, device: str) -> Exported:
+    shutil.copytree(source.folder.model_path, folder, dirs_exist_ok=True)
+    trained = load_trained(source.folder.path, device)
+    _describe(source, trained, folder, "adapter", "fp32", None)
+    return Exported(target, None, "The adapter as it was trained, in fp32, for PEFT; the model under it is not part.")
+
+
+def _merged(source: _Run, folder: Path, target: Path, dtype: str, device: str) -> Exported:
+    chosen = source.info["extra"]["dtype"] if dtype == "auto" else dtype
+    trained = load_trained(source.folder.path, device)
+    rows = held_out(source.recipe, trained.task, trained.renderer)
+    in_fp32(trained.model)
+    place = trained.device
+    said = answers(trained.model, rows, place)
+    base = None
+    if isinstance(trained.model, PeftModel):
+        with trained.model.disable_adapter():
+            base = read_logits(trained.model, rows, place)
+    facts = _base_facts(source)
+    save_plain(merged_model(trained, source.folder.model_path), trained, facts.folder, folder, torch_dtype(chosen))
+    trained = _without_model(trained)
+    gc.collect()  # PEFT's models hold themselves in a circle, and the next model needs the memory
+    if base is None:
+        base = read_logits(_untrained(source, facts, trained), rows, place)
+
+    _same_tokens(folder, trained, rows)
+    head = source.info["head"]
+    merged = answers(load_plain(folder, facts, head, torch.float32).to(place), rows, place)
+    own = None
+    if chosen != "fp32":
+        own = read_logits(load_plain(folder, facts, head, "auto").to(place), rows, place)
+    proof = compare(base, said, merged, rows, chosen, own)
+    if not proof.passed:
+        raise ExportError(_failure(proof, source.info["adapter"]))
+    _describe(source, trained, folder, "merged", chosen, proof)
+    return Exported(target, proof.summary(), _says(proof))
+
+
+def _base_facts(source: _Run) -> ModelFacts:
+    """The model that was trained, where the recipe says or else where it was then."""
+    known = source.info["base"]
+    section = source.recipe.model.model_copy(update={"revision": known["commit"] or known["revision"]})
+    try:
+        facts = inspect_model(section)
+    except MissingFileError:
+        if not Path(known["folder"]).is_dir():
+            raise
+        facts = inspect_model(
+            ModelSection(name=known["folder"], kind=known["kind"], trust_remote_code=section.trust_remote_code)
+        )
+    if facts.fingerprint != known["fingerprint"] and facts.source.commit == known["commit"]:
+        raise RunError(
+            f"A merge is proven against the model that was trained. Received {facts.name!r}, which has changed since "
+            "or is another. Try the original model."
+        )
+    return facts
+
+
+def _untrained(source: _Run, facts: ModelFacts, trained: Trained) -> torch.nn.Module:
+    """The base of a run without a PEFT adapter."""
+    dtype = torch.float32 if source.info["adapter"] == "none" else torch_dtype(source.info["extra"]["dtype"])
+    return in_fp32(load_base(facts, trained.task.form, trained.task.labels, trained.device, dtype))
+
+
+def _without_model(trained: Trained) -> Trained:
+    """The same without its weights."""
+    return replace(trained, model=torch.nn.Identity())
+
+
+def _same_tokens(folder: Path, trained: Trained, rows: HeldOut) -> None:
+    """The saved tokenizer must give the ids the model was trained on."""
+    facts = inspect_model(ModelSection(name=str(folder), kind=trained.facts.kind))
+    renderer = trained.renderer
+    again = Renderer(load_tokenizer(facts), facts.kind, rows.task, renderer.max_length, renderer.chat_template)
+    if any(r.ids != s.ids for e in rows.examples for r, s in zip(renderer.render(e), again.render(e), strict=True)):
+        raise ExportError(
+            "The exported tokenizer must give the ids of training. Received others for a held-out row. "
+            "Try --to adapter, with the base model's own tokenizer."
+        )
+
+
+def _failure(proof: Proof, adapter: str) -> str:
+    if not proof.ratio <= proof.limit:
+        what = f"the merged model is off by {proof.ratio:.3g} of what was learned, more than {proof.limit:g}"
+    elif not proof.computes:
+        what = "the merged model's own arithmetic overflows"
+    else:
+        name = proof.unequal[0]
+        pair = proof.metrics[name]
+        what = f"{name} is {pair['merged']:.4f} instead of {pair['trained']:.4f} on {proof.rows} {proof.split} rows"
+    keeps = "keeps every digit" + ("" if adapter in ("none", "head") else ", or --to adapter")
+    advice = f"Try --dtype fp32, which {keeps}." if proof.dtype != "fp32" else "Try --to adapter."
+    return f"A merge must say what the trained model says. In {proof.dtype} {what}. Nothing was written. {advice}"
+
+
+def _says(proof: Proof) -> str:
+    metrics = ", ".join(f"{name} {pair['merged']:.4f}" for name, pair in proof.metrics.items())
+    return (
+        f"Merged in {proof.dtype} and proven on {proof.rows} {proof.split} rows: off by {proof.ratio:.2g} of what was "
+        f"learned (at most {proof.limit:g}), metrics equal to the trained model's ({metrics})."
+    )
+
+
+def _describe(source: _Run, trained: Trained, folder: Path, to: str, dtype: str, proof: Proof | None) -> None:
+    """tunefork.json, recipe.yaml, the proof and the model card."""
+    exported = {"to": to, "adapter": source.info["adapter"], "dtype": dtype}
+    summary = None if proof is None else proof.summary()
+    info: dict[str, Any] = {**source.info, "extra": {**source.info["extra"], "exported": exported, "proof": summary}}
+    if to == "merged":
+        info |= {"adapter": "none", "trained": []}
+    write_json(folder / INFO_FILE, info)
+    if summary is not None:
+        write_json(folder / PROOF, summary)
+    shutil.copyfile(source.folder.recipe_path, folder / RECIPE)
+    card = render_card(source.result, source.info, trained, to=to, dtype=dtype, proof=proof)
+    (folder / CARD).write_text(card, encoding="utf-8")

@@ -1,0 +1,92 @@
+"""A trained model as plain weights: dequantised, merged in fp32, saved as transformers saves any model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import GenerationConfig, PreTrainedModel
+
+from tunefork.errors import ExportError, UnsupportedError
+from tunefork.evaluate.trained import Trained
+from tunefork.models import bare_model, quantized_layers, quiet
+from tunefork.models.architecture import auto_class
+from tunefork.models.facts import ModelFacts
+from tunefork.models.source import read_json
+
+
+def merged_model(trained: Trained, adapter_folder: Path) -> PreTrainedModel:
+    """The trained model without an adapter, in fp32. `trained` is used up: its base becomes the merged model.
+
+    LoRA under NF4 is merged into the dequantised base, which is what it was trained on: into the original weights, or
+    quantised again, the result is off by a quarter of what was learned.
+    Raises ExportError where the merged weights are not finite.
+    """
+    model = trained.model
+    if not isinstance(model, PeftModel):
+        bare = bare_model(model)
+        assert isinstance(bare, PreTrainedModel)
+        return bare.float()
+    with quiet():
+        base: Any = model.unload()
+        if quantized_layers(base):
+            base = base.dequantize()
+        wrapped = PeftModel.from_pretrained(base.float(), str(adapter_folder))
+        try:
+            merged = wrapped.merge_and_unload(safe_merge=True)
+        except ValueError as error:
+            raise ExportError(f"Merged weights must be finite. Received: {error}. Try --to adapter.") from error
+    if not isinstance(merged, PreTrainedModel):
+        raise UnsupportedError(f"A merge gives a transformers model. Received {type(merged).__name__}.")
+    return merged.float()
+
+
+def save_plain(model: PreTrainedModel, trained: Trained, base_folder: Path, folder: Path, dtype: torch.dtype) -> None:
+    """Model in `dtype`, tokenizer with its chat template, and generation settings, as plain transformers reads them.
+
+    Generation ends at what ended an answer in training, besides what ended it for the base.
+    """
+    model.to(dtype)
+    settings = _generation_settings(model, trained, base_folder) if model.can_generate() else None
+    if settings is not None:  # transformers refuses to save settings it finds inconsistent, as many published ones are
+        model.generation_config = GenerationConfig()
+    with quiet():
+        model.save_pretrained(folder)
+        trained.tokenizer.save_pretrained(folder)
+    if settings is not None:
+        _write_json(folder / "generation_config.json", settings)
+    config = read_json(folder / "config.json")
+    config.pop("use_cache", None)  # activation checkpointing turns it off
+    base = read_json(base_folder / "config.json")
+    if "use_cache" in base:
+        config["use_cache"] = base["use_cache"]
+    _write_json(folder / "config.json", config)
+
+
+def load_plain(folder: Path, facts: ModelFacts, head: bool, dtype: torch.dtype | str) -> PreTrainedModel:
+    """What plain transformers loads from a folder; `dtype` "auto" is the one its config names."""
+    with quiet():
+        model = auto_class(facts.kind, head).from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=facts.trust_remote_code
+        )
+    return model.requires_grad_(False).eval()
+
+
+def _generation_settings(model: PreTrainedModel, trained: Trained, base_folder: Path) -> dict[str, Any]:
+    path = base_folder / "generation_config.json"
+    settings = read_json(path) if path.is_file() else GenerationConfig.from_model_config(model.config).to_diff_dict()
+    known = settings.get("eos_token_id")
+    ends = [*trained.renderer.stop_ids, *(known if isinstance(known, list) else [] if known is None else [known])]
+    ends = list(dict.fromkeys(ends))
+    if ends:
+        settings["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+    settings["pad_token_id"] = trained.tokenizer.pad_token_id
+    return settings
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
