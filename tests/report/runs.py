@@ -31,10 +31,10 @@ def labelled(
     labels: Sequence[str], right: float, n: int, seed: int, texts: Sequence[str] = TEXTS, shift: int = 1
 ) -> list[Prediction]:
     """Predictions on n rows, the golds the same whatever `seed`; a wrong one is the next class, or any."""
-    gold = np.random.Generator(np.random.PCG64(99)).integers(len(labels), size=n)
+    golds = np.random.Generator(np.random.PCG64(99)).integers(len(labels), size=n)
     draws = np.random.Generator(np.random.PCG64(seed))
     found = []
-    for i, g in enumerate(gold.tolist()):
+    for i, g in enumerate(map(int, golds)):
         said = g if draws.random() < right else (g + (shift if draws.random() < 0.7 else 2)) % len(labels)
         rest = 0.3 / (len(labels) - 1)
         probabilities = tuple(0.7 if k == said else rest for k in range(len(labels)))

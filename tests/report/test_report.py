@@ -78,8 +78,9 @@ def test_the_verdict_is_the_paired_test_against_the_best_baseline(tmp_path: Path
     said = next(t for t in page.texts if t.startswith("LoRA reached"))
     assert said.replace("\u202f", " ").replace("\u2011", "-") == (
         f"LoRA reached accuracy {ours['value']:.3f} ({ours['low']:.3f}–{ours['high']:.3f}) on 400 test rows; the "
-        f"best baseline, TF-IDF with logistic regression, {tfidf['value']:.3f} ({tfidf['low']:.3f}–{tfidf['high']:.3f}); "
-        f"the difference is {paired.difference:.3f}, 95 % interval {paired.low:.3f}–{paired.high:.3f}."
+        "best baseline, TF-IDF with logistic regression, "
+        f"{tfidf['value']:.3f} ({tfidf['low']:.3f}–{tfidf['high']:.3f}); the "
+        f"difference is {paired.difference:.3f}, 95 % interval {paired.low:.3f}–{paired.high:.3f}."
     )
     assert "Better than the best baseline" in page.text
 

@@ -147,10 +147,10 @@ def _merged(source: _Run, folder: Path, target: Path, dtype: str, device: str) -
 
     _same_tokens(folder, trained, rows)
     head = source.info["head"]
-    merged = answers(load_plain(folder, facts, head, torch.float32).to(place), rows, place)
+    merged = answers(load_plain(folder, facts, head, place, torch.float32), rows, place)
     own = None
     if chosen != "fp32":
-        own = read_logits(load_plain(folder, facts, head, "auto").to(place), rows, place)
+        own = read_logits(load_plain(folder, facts, head, place, "auto"), rows, place)
     proof = compare(base, said, merged, rows, chosen, own)
     if not proof.passed:
         raise ExportError(_failure(proof, source.info["adapter"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -50,7 +50,7 @@ def save_plain(model: PreTrainedModel, trained: Trained, base_folder: Path, fold
 
     Generation ends at what ended an answer in training, besides what ended it for the base.
     """
-    model.to(dtype)
+    cast(torch.nn.Module, model).to(dtype)
     settings = _generation_settings(model, trained, base_folder) if model.can_generate() else None
     if settings is not None:  # transformers refuses to save settings it finds inconsistent, as many published ones are
         model.generation_config = GenerationConfig()
@@ -67,13 +67,15 @@ def save_plain(model: PreTrainedModel, trained: Trained, base_folder: Path, fold
     _write_json(folder / "config.json", config)
 
 
-def load_plain(folder: Path, facts: ModelFacts, head: bool, dtype: torch.dtype | str) -> PreTrainedModel:
+def load_plain(
+    folder: Path, facts: ModelFacts, head: bool, device: torch.device, dtype: torch.dtype | str
+) -> torch.nn.Module:
     """What plain transformers loads from a folder; `dtype` "auto" is the one its config names."""
     with quiet():
-        model = auto_class(facts.kind, head).from_pretrained(
+        model: torch.nn.Module = auto_class(facts.kind, head).from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=facts.trust_remote_code
         )
-    return model.requires_grad_(False).eval()
+    return model.to(device).requires_grad_(False).eval()
 
 
 def _generation_settings(model: PreTrainedModel, trained: Trained, base_folder: Path) -> dict[str, Any]:

@@ -51,6 +51,18 @@ def leading(ids: Sequence[int], start: Sequence[int]) -> int:
     return len(start) if tuple(ids[: len(start)]) == tuple(start) else 0
 
 
+def last_words(text: str) -> int:
+    """Where the last line, or else the last two words of a text begin: a place that no token should reach across."""
+    line = text.rfind("\n") + 1
+    if 0 < line < len(text) - 3 and text[line].isalpha():
+        return line
+    at, words = len(text), 0
+    while words < 2 and at > 0:
+        at = max(0, text.rfind(" ", 0, at))
+        words += text[at - 1 : at].strip() != "" and text[at + 1 : at + 2].strip() != ""
+    return at
+
+
 def trained_tokens(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
     """Which tokens overlap a span of characters [begin, end).
 

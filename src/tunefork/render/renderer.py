@@ -12,8 +12,11 @@ from tunefork.errors import DataError, RecipeError, UnsupportedError
 from tunefork.recipe.schema import ModelKind
 from tunefork.render.chat import ChatText, chat_texts, prompt_text, shorter_chats, stop_text
 from tunefork.render.collate import answer_batch, candidate_batch, head_batch, text_batch
-from tunefork.render.rendered import Rendered, common_prefix, leading, trained_tokens
+from tunefork.render.rendered import Rendered, common_prefix, last_words, leading, trained_tokens
 from tunefork.tasks.base import MASK, Example, Message, Objective, Task
+
+MOST_ENDS = 4096  # ends of prompts whose continuations are remembered
+_Split = tuple[list[int], int, tuple[tuple[int, ...], ...]]
 
 
 class Renderer:
@@ -36,6 +39,7 @@ class Renderer:
             self._check_chat()
         if model_kind == "masked" and task.form == "verbalizer" and tokenizer.mask_token_id is None:
             raise RecipeError("A masked prompt needs a tokenizer with a mask token. Received none. Try --form head.")
+        self._ends: dict[tuple[str, tuple[str, ...]], _Split] = {}
         self.stop_ids = self._stop_ids()
         self.objective = self._objective()
 
@@ -152,8 +156,8 @@ class Renderer:
             return "candidates"
         ends_in_space = str(self.task.wording.get("prompt", "")).endswith((" ", "\n"))
         labels = self.task.labels if ends_in_space else tuple(f" {label}" for label in self.task.labels)
-        probe = Example("labels", prompt="A\n" if ends_in_space else "A", candidates=labels)
-        return self.task.objective if self._candidates(probe).fanned_out else "candidates"
+        _, answers = self._continued("Which is it?\n" if ends_in_space else "It is", labels)
+        return "candidates" if _single(answers) else self.task.objective
 
     def _shown(self, token: int) -> str:
         """A token as text, or by its name in the vocabulary where it is only a part of a character."""
@@ -175,13 +179,25 @@ class Renderer:
 
     def _tokens(self, text: str) -> list[int]:
         """Ids of a causal text. A template writes its own start token; another text has it once."""
-        return self._many([text])[0]
+        ids = self._plain(text)
+        return ids if self.chat_template or leading(ids, self.start) else [*self.start, *ids]
 
-    def _many(self, texts: Sequence[str]) -> list[list[int]]:
-        """Several at once, which is much faster for dozens of candidates."""
-        found = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        ready = self.chat_template
-        return [list(ids) if ready or leading(ids, self.start) else [*self.start, *ids] for ids in found]
+    def _continued(self, question: str, texts: tuple[str, ...]) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
+        """The ids that all of question + text begin with, and the rest of each.
+
+        Only the end of a question is tokenised again with each text, once for all questions that end alike, provided
+        that the question's ids do end with those of its end.
+        """
+        prompt, end = self._tokens(question), question[last_words(question) :]
+        if (end, texts) not in self._ends:
+            if len(self._ends) >= MOST_ENDS:
+                self._ends.clear()
+            self._ends[end, texts] = _split(self._plain(end), [self._plain(end + text) for text in texts])
+        ids, shared, answers = self._ends[end, texts]
+        if shared and prompt[len(prompt) - len(ids) :] == ids:
+            return prompt[: len(prompt) - len(ids) + shared], answers
+        _, shared, answers = _split(prompt, [self._tokens(question + text) for text in texts])
+        return prompt[:shared], answers
 
     def _plain(self, text: str) -> list[int]:
         """Ids of a text without special tokens of the tokenizer's own; too long a one is this class's business."""
@@ -191,10 +207,9 @@ class Renderer:
         """Whole texts are tokenised, and what all of them begin with is the prompt: no boundary is guessed."""
         question = self._question(example)
         texts = [c.lstrip() for c in example.candidates] if self.chat_template else example.candidates
-        prompt, *wholes = self._many([question, *(question + text for text in texts)])
-        shared = common_prefix(prompt, wholes)
-        answers = tuple(tuple(whole[shared:]) for whole in wholes)
-        single = all(len(a) == 1 for a in answers) and len(set(answers)) == len(answers)
+        prompt, answers = self._continued(question, tuple(texts))
+        shared = len(prompt)
+        single = _single(answers)
         longest = 0 if single else max(len(a) for a in answers)
         if not shared:
             raise DataError(
@@ -206,7 +221,7 @@ class Renderer:
                 f"{example.source}: a candidate and one token of its prompt must fit {self.max_length} tokens. "
                 f"Received a candidate of {longest}. Try a larger model.max_length, or leave the row out."
             )
-        fitted = self._fitted(example, wholes[0][:shared], [False] * shared, room=self.max_length - longest)
+        fitted = self._fitted(example, prompt, [False] * shared, room=self.max_length - longest)
         return replace(fitted, candidates=answers, read_at=len(fitted.ids) - 1 if single else None)
 
     def _text(self, example: Example) -> list[Rendered]:
@@ -298,6 +313,17 @@ class Renderer:
         cut = max(0, len(ids) - (self.max_length - len(self.start) - len(self.end)))
         kept = (*self.start, *ids[: len(ids) - cut], *self.end)
         return Rendered(example, kept, (False,) * len(kept), cut=cut, cut_side="right" if cut else "")
+
+
+def _split(prompt: list[int], wholes: Sequence[Sequence[int]]) -> _Split:
+    """The prompt, how much of it all of `wholes` begin with, and the rest of each."""
+    shared = common_prefix(prompt, wholes)
+    return prompt, shared, tuple(tuple(whole[shared:]) for whole in wholes)
+
+
+def _single(answers: Sequence[Sequence[int]]) -> bool:
+    """Whether each is one token, and another one."""
+    return all(len(answer) == 1 for answer in answers) and len(set(answers)) == len(answers)
 
 
 def _only_last(chat: Example) -> Example:

@@ -54,7 +54,7 @@ def show_samples(record: Record, most: int = 8) -> list[Shown]:
     if record.task.form not in ("text", "chat") or not any(p.predicted for p in record.predictions):
         return []
     places = np.unique(np.linspace(0, len(record.predictions) - 1, most).round().astype(int))
-    return [_sample(record.predictions[i], record.texts[i]) for i in places.tolist()]
+    return [_sample(record.predictions[i], record.texts[i]) for i in map(int, places)]
 
 
 def _sample(prediction: Prediction, text: str) -> Shown:

@@ -74,7 +74,7 @@ def baseline_in_words(name: str) -> str:
 
 def system_name(recipe: Mapping[str, Any]) -> str:
     """What was trained, in a word: `LoRA`, `full fine-tuning`; with its method where that is not back-propagation."""
-    adapter, method = recipe["adapter"]["name"], recipe["train"]["method"]
+    adapter, method = str(recipe["adapter"]["name"]), str(recipe["train"]["method"])
     name = _ADAPTERS.get(adapter, adapter)
     return name if method == "backprop" else f"{name} with {method}"
 

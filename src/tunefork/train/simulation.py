@@ -1,0 +1,165 @@
+"""Runs the true training code on weights that are not there, and keeps account of every byte and operation."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tunefork.train.heap import Block, Heap
+
+Matmul = tuple[torch.dtype, int, int, int, int]
+"""number format, batch, m, k, n"""
+
+_aten = torch.ops.aten
+_ATTENTION = {  # multiplications of [T, D] x [D, S]; 2 forward, 5 backward
+    _aten._scaled_dot_product_flash_attention_for_cpu: 2,
+    _aten._scaled_dot_product_flash_attention: 2,
+    _aten._scaled_dot_product_efficient_attention: 2,
+    _aten._scaled_dot_product_cudnn_attention: 2,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: 5,
+    _aten._scaled_dot_product_flash_attention_backward: 5,
+    _aten._scaled_dot_product_efficient_attention_backward: 5,
+    _aten._scaled_dot_product_cudnn_attention_backward: 5,
+}
+
+
+@dataclass
+class Work:
+    """What was computed: operations, bytes read and written by all but matrix products, and those products."""
+
+    operations: int = 0
+    moved: int = 0
+    matmuls: Counter[Matmul] = field(default_factory=Counter)
+
+    def since(self, before: Work) -> Work:
+        """The work done after `before`, an earlier copy of the same account."""
+        matmuls = Counter({k: n - before.matmuls[k] for k, n in self.matmuls.items() if n > before.matmuls[k]})
+        return Work(self.operations - before.operations, self.moved - before.moved, matmuls)
+
+    def copy(self) -> Work:
+        return Work(self.operations, self.moved, self.matmuls.copy())
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The most memory a phase held at once: tag -> bytes, "" for what has none, "allocator" for what is freed but kept."""
+
+    parts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+class Simulation(TorchDispatchMode):
+    """While active, every storage that operations create is counted from its creation until it is freed.
+
+    Meant for fake tensors, which have shapes and no memory; it counts real ones too, so that both can be compared.
+    A number read off a fake tensor (`item`, a branch) is 1: a finite loss, a true condition. On a CPU, memory is what
+    the C library's heap holds, elsewhere the bytes of live storages, as the device's own meter counts them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.work = Work()
+        self.phases: dict[str, Peak] = {}
+        self._heap = Heap() if device.type == "cpu" else None
+        self._blocks: dict[int, tuple[int, Block | None]] = {}  # storage -> bytes, place in the heap
+        self._tags: dict[int, str] = {}
+        self._tagged: Counter[str] = Counter()
+        self._live = 0
+        self._peak, self._peak_parts = 0, {"": 0}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """A block whose peak is kept in `phases`; of blocks of one name the highest."""
+        self._peak = -1
+        self._note_peak()
+        yield
+        peak = Peak(self._peak_parts)
+        if name not in self.phases or peak.total > self.phases[name].total:
+            self.phases[name] = peak
+
+    def tag(self, tensors: Iterable[torch.Tensor], name: str) -> int:
+        """Puts storages that are counted already under a name; returns how many bytes of them were under none."""
+        before = self._tagged[name]
+        for tensor in tensors:
+            self._tag(tensor.untyped_storage()._cdata, name)
+        return self._tagged[name] - before
+
+    def tag_rest(self, name: str) -> int:
+        """The same for everything that is alive and under no name."""
+        before = self._tagged[name]
+        for key in list(self._blocks):
+            self._tag(key, name)
+        return self._tagged[name] - before
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is _aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            dtype = args[0].dtype
+            return 1.0 if dtype.is_floating_point else dtype == torch.bool or 1
+        out = func(*args, **(kwargs or {}))
+        if func.namespace == "prim" or func.is_view:
+            return out
+        results = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        for tensor in results:
+            self._count(tensor)
+        self._log(func.overloadpacket, args, results)
+        return out
+
+    def _log(self, packet: Any, args: tuple[Any, ...], results: list[torch.Tensor]) -> None:
+        self.work.operations += 1
+        if packet in (_aten.mm, _aten.bmm, _aten.addmm, _aten.baddbmm):
+            a, b = args[-2:] if packet in (_aten.mm, _aten.bmm) else args[1:3]
+            batch = a.shape[0] if a.ndim == 3 else 1
+            self.work.matmuls[(a.dtype, batch, a.shape[-2], a.shape[-1], b.shape[-1])] += 1
+        elif packet in _ATTENTION:
+            query, key = args[1:3] if _ATTENTION[packet] == 5 else args[:2]
+            batch = query.shape[0] * query.shape[1]
+            shape = (query.dtype, batch, query.shape[2], query.shape[3], key.shape[2])
+            self.work.matmuls[shape] += _ATTENTION[packet]
+        elif packet is not _aten.empty:
+            tensors = [t for t in tree_leaves(args) if isinstance(t, torch.Tensor)]
+            self.work.moved += sum(t.numel() * t.element_size() for t in (*tensors, *results))
+
+    def _count(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._blocks:
+            return
+        size = storage.nbytes()
+        self._blocks[key] = size, self._heap.allocate(size) if self._heap is not None else None
+        self._live += size
+        weakref.finalize(storage, self._forget, key).atexit = False
+        self._note_peak()
+
+    def _forget(self, key: int) -> None:
+        size, block = self._blocks.pop(key)
+        self._live -= size
+        if (name := self._tags.pop(key, None)) is not None:
+            self._tagged[name] -= size
+        if self._heap is not None and block is not None:
+            self._heap.release(block)
+
+    def _tag(self, key: int, name: str) -> None:
+        if key in self._blocks and key not in self._tags:
+            self._tags[key] = name
+            self._tagged[name] += self._blocks[key][0]
+
+    def _note_peak(self) -> None:
+        now = self._live if self._heap is None else max(self._live, self._heap.resident)
+        if now > self._peak:
+            self._peak = now
+            rest = self._live - sum(self._tagged.values())
+            self._peak_parts = {**self._tagged, "": rest, "allocator": now - self._live}
