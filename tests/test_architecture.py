@@ -10,7 +10,7 @@ LEVELS = [
     {"errors"},
     {"files", "metrics", "recipe", "batch"},
     {"data", "run"},
-    {"chat_mask", "tasks", "render", "models"},
+    {"tasks", "render", "models"},
     {"methods"},
     {"evaluate"},
     {"train", "report", "export"},

@@ -192,6 +192,8 @@ def test_demonstrations_take_turns_over_labels_and_never_give_a_row_away(tiny: T
         shown = choose_demonstrations(s.task, leaked, test, 6, seed)
         assert Counter(e.gold for e in shown) == {0: 3, 1: 3}
         assert len({e.source for e in shown}) == 6
+        odd = Counter(e.gold for e in choose_demonstrations(s.task, leaked, test, 5, seed))
+        assert sorted(odd.values()) == [2, 3]
         assert not {e.text.casefold() for e in shown} & {e.text.casefold() for e in test}
     orders = {tuple(e.source for e in choose_demonstrations(s.task, leaked, test, 6, seed)) for seed in range(8)}
     assert len(orders) > 1

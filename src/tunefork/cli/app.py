@@ -315,8 +315,8 @@ def data_show(
         emit([asdict(one) for one in shown])
         return
     console = screen(False)
-    styles = {"trained": "bold green", "candidate": "bold cyan", "cut": "strike red", "read": "bold magenta"}
+    styles = {"trained": "green", "right": "green", "candidate": "cyan", "cut": "red", "read": "magenta"}
     for one in shown:
         console.print(f"[dim]{escape(one.source)}[/]")
         for text, token, role in one.tokens:
-            console.print(f"{token:>8}  {role:10} {escape(repr(text))}", style=styles.get(role, "dim"), soft_wrap=True)
+            console.print(f"{token:>8}  {role:10} {escape(repr(text))}", style=styles.get(role.split()[0], "dim"), soft_wrap=True)

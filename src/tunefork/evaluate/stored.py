@@ -22,7 +22,7 @@ def write_predictions(
     lines = []
     for i, prediction in enumerate(predictions):
         values = asdict(prediction) | ({} if texts is None else {"text": texts[i]})
-        lines.append(json.dumps(values, ensure_ascii=False) + "\n")
+        lines.append(json.dumps(values) + "\n")
     run.write_predictions(f"{name}.jsonl", "".join(lines))
 
 

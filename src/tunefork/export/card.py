@@ -130,6 +130,9 @@ def _proof(proof: Proof) -> str:
     )
     if proof.ratio_in_own_arithmetic is not None:
         text += f" Computing in {proof.dtype} itself, the difference is {proof.ratio_in_own_arithmetic:.2g}."
+    if proof.ties:
+        tied = "1 row was a tie" if proof.ties == 1 else f"{proof.ties} rows were ties"
+        text += f" {tied} that the merge decided otherwise; the metrics below take the trained model's choice."
     rows = [[f"`{name}`", f"{pair['trained']:.4f}", f"{pair['merged']:.4f}"] for name, pair in proof.metrics.items()]
     return f"{text}\n\n{_table(['on these rows', 'trained', 'merged'], rows)}"
 

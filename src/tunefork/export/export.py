@@ -210,9 +210,10 @@ def _failure(proof: Proof, adapter: str) -> str:
         name = proof.unequal[0]
         pair = proof.metrics[name]
         what = f"{name} is {pair['merged']:.4f} instead of {pair['trained']:.4f} on {proof.rows} {proof.split} rows"
-    keeps = "keeps every digit" + ("" if adapter in ("none", "head") else ", or --to adapter")
-    advice = f"Try --dtype fp32, which {keeps}." if proof.dtype != "fp32" else "Try --to adapter."
-    return f"A merge must say what the trained model says. In {proof.dtype} {what}. Nothing was written. {advice}"
+    ways = ["--dtype fp32"] if proof.dtype != "fp32" else []
+    ways += ["--to adapter"] if adapter not in ("none", "head") else []
+    advice = " or ".join(ways) or "the `model` folder of the run itself"
+    return f"A merge must say what the trained model says. In {proof.dtype} {what}. Nothing was written. Try {advice}."
 
 
 def _says(proof: Proof) -> str:

@@ -29,6 +29,7 @@ LIMIT = 0.05
 
 ROWS, POSITIONS = 64, 512  # at most; the logits of three models at these positions are kept in memory
 TEXT_TOLERANCE = 0.02  # nats, or a metric of generated text: a near tie may end one row of 64 otherwise
+TIE = {"fp32": 1e-5, "fp16": 0.01, "bf16": 0.01}  # probability by which a candidate must lead not to be a tie
 UNCHANGED = 1e-5  # |trained - base| / |base| below which fp32 arithmetic alone could be the difference
 
 _IGNORED = -100
@@ -67,7 +68,7 @@ class Proof:
     split: str
     dtype: str  # of the merged weights
     metrics: Mapping[str, Mapping[str, float]]  # name -> {trained, merged}
-    other_predictions: int  # rows on which the two predict differently
+    ties: int  # rows on which they differ, for the trained model a tie; the metrics take its choice
     ratio_in_own_arithmetic: float | None = None  # the same, the merged model computing in its 16 bit
 
     @property
@@ -164,7 +165,10 @@ def compare(
             f"trained model's logits are those of its base (relative difference {change:.1e}). "
             "Try more steps or a larger learning rate, or --to adapter."
         )
-    mine, theirs = ({s.name: s(np.arange(len(p))) for s in rows.task.statistics(p)} for p in _both(trained, merged))
+    kept = [_unless_tied(a, b, TIE[dtype]) for a, b in zip(trained.predictions, merged.predictions, strict=True)]
+    mine, theirs = (
+        {s.name: s(np.arange(len(p))) for s in rows.task.statistics(p)} for p in (trained.predictions, kept)
+    )
     metrics = {
         name: {"trained": mine[name], "merged": value, "equal": _equal(rows.task, mine[name], value)}
         for name, value in theirs.items()
@@ -179,13 +183,17 @@ def compare(
         split=rows.split,
         dtype=dtype,
         metrics=metrics,
-        other_predictions=sum(a.predicted != b.predicted for a, b in zip(*_both(trained, merged), strict=True)),
+        ties=sum(a is not b for a, b in zip(kept, merged.predictions, strict=True)),
         ratio_in_own_arithmetic=None if own_arithmetic is None else _norm(own_arithmetic - trained.logits) / learned,
     )
 
 
-def _both(trained: Answers, merged: Answers) -> tuple[Sequence[Prediction], Sequence[Prediction]]:
-    return trained.predictions, merged.predictions
+def _unless_tied(trained: Prediction, merged: Prediction, tie: float) -> Prediction:
+    """The merged model's prediction, or the trained one's where it is a tie: 16 bit cannot tell which is first."""
+    chance = trained.probabilities
+    if trained.index is None or merged.index is None or trained.index == merged.index or not chance:
+        return merged
+    return trained if chance[trained.index] - chance[merged.index] <= tie else merged
 
 
 def _equal(task: Task, a: float, b: float) -> bool:

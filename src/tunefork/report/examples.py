@@ -17,7 +17,7 @@ from tunefork.tasks import Prediction
 class Shown:
     """A test row with what two systems, or one, said about it."""
 
-    source: str
+    source: str  # file without its folders, and line
     text: str
     gold: str
     before: str
@@ -39,7 +39,14 @@ def show_changes(record: Record, baseline: str, changes: Sequence[Change], most:
         mine, theirs = record.predictions[i], record.baselines[baseline][i]
         note = "" if mine.gold_index is not None or mine.golds else _by_how_much(record.metric, change.difference)
         shown.append(
-            Shown(change.source, words.trimmed(record.texts[i]), _right(mine), _said(theirs), _said(mine), note)
+            Shown(
+                words.short_name(change.source),
+                words.trimmed(record.texts[i]),
+                _right(mine),
+                _said(theirs),
+                _said(mine),
+                note,
+            )
         )
     return shown
 
@@ -64,7 +71,7 @@ def _sample(prediction: Prediction, text: str) -> Shown:
     ]
     said = words.trimmed(prediction.predicted, 400) or "(nothing)"
     note = "; ".join(filter(None, notes))
-    return Shown(prediction.source, words.trimmed(text, 400), _right(prediction), "", said, note)
+    return Shown(words.short_name(prediction.source), words.trimmed(text, 400), _right(prediction), "", said, note)
 
 
 def _right(prediction: Prediction) -> str:

@@ -114,6 +114,7 @@ def _view(record: Record, comparison: Comparison | None) -> dict[str, Any]:
         "lost": _changes(record, comparison, "lost"),
         "samples": show_samples(record),
         "counts": result["data"]["counts"],
+        "tokens_trained": any(split["trained_tokens"] for split in result["data"]["counts"].values()),
         "origin": result["data"]["origin"],
         "findings": _findings(result["data"]["findings"]),
         "settings": _settings(record),

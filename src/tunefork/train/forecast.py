@@ -1,8 +1,180 @@
+"""Time and peak memory of a run, before its first step: the run's own code, simulated without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+)
 
-@dataclass(frozen=True)
+from tunefork.batch import Batch
+from tunefork.methods import make_method
+from tunefork.models import quiet, torch_dtype, trainable_state
+from tunefork.render import Rendered
+from tunefork.tasks import row_losses
+from tunefork.train import speed
+from tunefork.train.prepare import Job
+from tunefork.train.simulation import Peak, Simulation, Work
+from tunefork.train.skeleton import build_skeleton
+from tunefork.train.workload import BatchPlan, Looks, plan_batches, simulate_look
+
+START_UP_BYTES = 10 * 2**20
+"""Thread pools, kernels' scratch and Python's own objects, once a model runs."""
+
+_UNSIMULATED = (
+    UnsupportedFakeTensorException,
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    NotImplementedError,
+)
+_REST = {"load": "loading", "step": "activations", "look": "evaluation", "save": "checkpoint"}
+_DISK_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+
+
+@dataclass(frozen=True, slots=True)
 class Forecast:
-    seconds: float | None = None
-    memory_bytes: int = 0
-def forecast(job): return Forecast()
+    """What a run will take.
+
+    `parts` sum to `memory_bytes`, the peak as `PeakMeter` counts it. `phases` are the peaks of load, step, look and
+    save; the highest is `memory_bytes`. `mapped_bytes` come on top: frozen weights that a CPU reads in place from
+    their file, which the system counts as file cache. `seconds` are those of training, looks at dev included.
+    """
+
+    seconds: float | None
+    memory_bytes: int
+    parts: Mapping[str, int]
+    how: str
+    phases: Mapping[str, int]
+    mapped_bytes: int = 0
+    step_seconds: float | None = None  # of all training steps, without the looks
+
+
+def forecast(job: Job) -> Forecast:
+    """Simulates loading, the heaviest step, a look at dev and a save. Reads no weights, and changes nothing.
+
+    Where an architecture decides by the values it computes (some mixtures of experts), which cannot be simulated, the
+    forecast is coarse and `how` says so; `seconds` is then None.
+    """
+    if not job.rendered["train"]:
+        return Forecast(None, 0, {}, "There are no rows to train on.", {})
+    plan = plan_batches(job)
+    simulation = Simulation(job.device)
+    try:
+        with quiet(), torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
+            return _simulated(job, plan, simulation)
+    except _UNSIMULATED as error:
+        return _coarse(job, plan, error)
+
+
+def _simulated(job: Job, plan: BatchPlan, simulation: Simulation) -> Forecast:
+    marks: list[Work] = []
+
+    def loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        marks.append(simulation.work.copy())
+        return row_losses(model, batch)
+
+    def step(micro: Sequence[Sequence[Rendered]]) -> Work:
+        marks.clear()
+        method.step([job.renderer.batch(rows, learn=True).to(job.device) for rows in micro], loss, 1e-4)
+        return simulation.work.copy()
+
+    def tag_gradient(parameter: torch.Tensor) -> None:
+        simulation.tag([parameter.grad] if parameter.grad is not None else [], "gradients")
+
+    with simulation:
+        with simulation.phase("load"):
+            model = _skeleton(job)
+            simulation.tag([*model.parameters(), *model.buffers()], "weights")
+        trained = [p for p in model.parameters() if p.requires_grad]
+        for parameter in trained:
+            parameter.register_post_accumulate_grad_hook(tag_gradient)
+        method = make_method(model, job.recipe)
+        for _ in range(2):  # the second has the optimizer's state from the start
+            with simulation.phase("step"):
+                step(plan.heaviest)
+            simulation.tag_rest("optimizer state")
+        looks = Looks()
+        if job.rendered["dev"]:
+            with simulation.phase("look"):
+                looks = simulate_look(job, model, simulation)
+        with simulation.phase("save"):
+            copies = trainable_state(model), method.state()
+            del copies
+        end = step([plan.typical, plan.typical])
+
+    micro = speed.cost(marks[1].since(marks[0]), job.device)
+    last = speed.cost(end.since(marks[1]), job.device)  # a micro-batch, and the update
+    update = max(0.0, last.seconds - micro.seconds)
+    steps = plan.steps * update + plan.micro_batches * micro.scaled(plan.mean_padded / plan.typical_padded).seconds
+    look = looks.count * sum(
+        speed.cost(work, job.device).scaled(size).seconds for work, sizes in looks.batches for size in sizes
+    )
+    mapped = _mapped(job, model)
+    phases = {name: _parts(peak, name, mapped) for name, peak in simulation.phases.items()}
+    if job.device.type == "cuda":  # there AdamW makes the square roots of all second moments at once
+        phases["step"]["activations"] += max(0, sum(p.numel() * 4 for p in trained) - phases["step"]["activations"])
+    totals = {name: sum(parts.values()) for name, parts in phases.items()}
+    highest = max(totals, key=lambda name: totals[name])
+    how = (
+        f"Memory: the highest of {', '.join(totals)} (here {highest}), simulated tensor by tensor for the heaviest "
+        "micro-batch. Time: the operations of a typical one, at this machine's speed as measured just now."
+    )
+    return Forecast(steps + look, totals[highest], phases[highest], how, totals, mapped, steps)
+
+
+def _skeleton(job: Job) -> torch.nn.Module:
+    recipe = job.recipe
+    return build_skeleton(
+        job.facts,
+        form=job.task.form,
+        labels=job.task.labels,
+        adapter=recipe.adapter,
+        device=job.device,
+        dtype=torch_dtype(recipe.model.dtype),
+        activation_checkpointing=bool(recipe.train.activation_checkpointing),
+    )
+
+
+def _parts(peak: Peak, phase: str, mapped: int) -> dict[str, int]:
+    """Bytes by what they are for; those of weights that stay in their file are not the process's own."""
+    parts = {name or _REST[phase]: size for name, size in peak.parts.items()}
+    parts["weights"] -= mapped
+    return {name: size for name, size in {**parts, "start-up": START_UP_BYTES}.items() if size}
+
+
+def _mapped(job: Job, model: torch.nn.Module) -> int:
+    """Bytes of weights that a CPU uses where they lie in the file: frozen, and in the format they are stored in."""
+    if job.device.type != "cpu":
+        return 0
+    stored = _DISK_DTYPES[job.facts.dtype_on_disk]
+    frozen = [p for p in model.parameters() if not p.requires_grad and p.dtype == stored]
+    return sum(s.nbytes() for s in {p.untyped_storage()._cdata: p.untyped_storage() for p in frozen}.values())
+
+
+def _coarse(job: Job, plan: BatchPlan, error: BaseException) -> Forecast:
+    """Without a simulation: exact for what stays, a rule of thumb for what passes.
+
+    A block keeps about 34 bytes a token and hidden unit in 16 bit (Korthikanti et al. 2022, arXiv 2205.05198, without
+    the attention matrix), twice that in fp32; with checkpointing 2, and one block at a time.
+    """
+    model = _skeleton(job)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    weights = sum(t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers()))
+    facts, width = job.facts, 2 if job.recipe.model.dtype == "fp32" else 1
+    token = facts.hidden * width * (34 * facts.layers)
+    if job.recipe.train.activation_checkpointing:
+        token = facts.hidden * width * (34 + 2 * facts.layers)
+    passing = plan.heaviest_padded * (token + 12 * facts.vocab)
+    mapped = _mapped(job, model)
+    parts = {"weights": weights - mapped, "gradients": 4 * trained, "optimizer state": 8 * trained, "activations": passing}
+    how = (
+        f"Coarse, within a factor of two: {facts.architecture} computes with shapes that depend on its values "
+        f"({type(error).__name__}), so weights and optimizer are counted and activations follow a rule of thumb."
+    )
+    total = sum(parts.values())
+    return Forecast(None, total, parts, how, {"step": total}, mapped)

@@ -99,7 +99,7 @@ def prepare(recipe: Recipe) -> Job:
     if not rendered["train"] and not any(f.level == "error" for f in findings):
         raise DataError("Training needs at least one usable row. Received none. Try `tunefork data check` to see why.")
 
-    resolved = resolve(recipe, _situation(recipe, facts, task, device, dtype, dtype_reason, rendered))
+    resolved = resolve(recipe, _situation(recipe, facts, renderer, device, dtype, dtype_reason, rendered))
     adapter = resolved.recipe.adapter.name
     checkpointing = bool(resolved.recipe.train.activation_checkpointing)
     if adapter != "auto":  # again, now that it is a name
@@ -156,14 +156,14 @@ def _teaches(rendered: Rendered) -> bool:
 def _situation(
     recipe: Recipe,
     facts: ModelFacts,
-    task: Task,
+    renderer: Renderer,
     device: torch.device,
     dtype: str,
     dtype_reason: str,
     rendered: Mapping[str, Sequence[Rendered]],
 ) -> Situation:
     spread = [len(r.candidates) for r in rendered["train"] if r.candidates and r.read_at is None]
-    fanned_out = max(spread, default=1) if task.objective == "candidates" else 1
+    fanned_out = max(spread, default=1) if renderer.objective == "candidates" else 1
     return Situation(
         model_kind=facts.kind,
         parameters=facts.parameters,
@@ -172,12 +172,12 @@ def _situation(
         dtype=dtype,
         dtype_reason=dtype_reason,
         kind_reason=f"its config says {facts.architecture}",
-        form=task.form,
+        form=renderer.task.form,
         train_rows=len(rendered["train"]),
         longest=max((r.length for part in rendered.values() for r in part), default=8),
         sequences_per_row=fanned_out,
         has_dev=bool(rendered["dev"]),
         quantized=facts.quantized,
-        baselines=fitting_baselines(task),
+        baselines=fitting_baselines(renderer.task),
         checkpointing_needed=False,
     )

@@ -85,23 +85,21 @@ class Simulation(TorchDispatchMode):
         self._peak = -1
         self._note_peak()
         yield
+        self._peak -= 1  # so that tags given meanwhile are seen, where the peak is now
+        self._note_peak()
         peak = Peak(self._peak_parts)
         if name not in self.phases or peak.total > self.phases[name].total:
             self.phases[name] = peak
 
-    def tag(self, tensors: Iterable[torch.Tensor], name: str) -> int:
-        """Puts storages that are counted already under a name; returns how many bytes of them were under none."""
-        before = self._tagged[name]
+    def tag(self, tensors: Iterable[torch.Tensor], name: str) -> None:
+        """Puts storages that are counted already under a name."""
         for tensor in tensors:
             self._tag(tensor.untyped_storage()._cdata, name)
-        return self._tagged[name] - before
 
-    def tag_rest(self, name: str) -> int:
+    def tag_rest(self, name: str) -> None:
         """The same for everything that is alive and under no name."""
-        before = self._tagged[name]
         for key in list(self._blocks):
             self._tag(key, name)
-        return self._tagged[name] - before
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -79,6 +79,7 @@ def _measured(
         device=trained.device,
         tokens_per_batch=section.tokens_per_batch,
         compute=trained.compute,
+        generated=trained.task.form == "chat" or None,
     )
     metrics = measure(trained.task, predictions, section, seed)
     return Evaluation(metrics, predictions, findings, time.perf_counter() - started)

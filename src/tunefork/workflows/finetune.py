@@ -176,7 +176,8 @@ def _run(run: RunFolder, plan: Plan, resumed: Loaded | None, listener: Listener,
         "check": interrupt.check,
         "compute": compute,
     }
-    predictions = predict_examples(model, job.task, job.renderer, test, **common) if test else []
+    chat = job.task.form == "chat"  # replies are long, but whether they end by themselves is worth it once
+    predictions = predict_examples(model, job.task, job.renderer, test, generated=chat or None, **common)
     del model
     listener.stage("measuring the baselines")
     baselines = run_baselines(
@@ -286,7 +287,7 @@ def _rendering(job: Job) -> dict[str, Any]:
         "layout": recipe.data.layout,
         "label_map": recipe.data.labels,
         "labels": list(job.task.labels),
-        "max_length": recipe.model.max_length,
+        "max_length": job.renderer.max_length,
         "dtype": recipe.model.dtype,
         "rendering": job.renderer.describe(),
     }
