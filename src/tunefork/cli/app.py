@@ -18,11 +18,12 @@ from rich.table import Table
 from tunefork import workflows
 from tunefork.cli.options import recipe_command
 from tunefork.cli.progress import Watcher
-from tunefork.cli.show import duration, interval, metrics_table, show_findings, show_plan, show_result, size
+from tunefork.cli.show import interval, metrics_table, show_findings, show_plan, show_result
 from tunefork.export import export as export_run
 from tunefork.methods import list_methods
 from tunefork.recipe import Recipe
 from tunefork.report import write_report
+from tunefork.report.words import duration, size
 from tunefork.tasks import list_tasks
 
 app = typer.Typer(
@@ -319,4 +320,6 @@ def data_show(
     for one in shown:
         console.print(f"[dim]{escape(one.source)}[/]")
         for text, token, role in one.tokens:
-            console.print(f"{token:>8}  {role:10} {escape(repr(text))}", style=styles.get(role.split()[0], "dim"), soft_wrap=True)
+            console.print(
+                f"{token:>8}  {role:10} {escape(repr(text))}", style=styles.get(role.split()[0], "dim"), soft_wrap=True
+            )

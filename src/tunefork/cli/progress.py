@@ -7,7 +7,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from tunefork.cli.show import duration, number, show_plan, size
+from tunefork.cli.show import number, show_plan
+from tunefork.report.words import duration, size
 from tunefork.train.loop import Event
 from tunefork.train.memory import anonymous_bytes
 from tunefork.workflows.finetune import Listener, Plan

@@ -12,32 +12,10 @@ from rich.table import Table
 
 from tunefork.data import Finding
 from tunefork.recipe import all_paths
+from tunefork.report.words import duration, size
 from tunefork.workflows.finetune import Plan
 
 _MARKS = {"error": "[bold red]error[/]", "warning": "[yellow]warning[/]", "info": "[dim]note[/]"}
-
-
-def size(count: float | None) -> str:
-    """Bytes in binary units: `1.5 GiB`."""
-    if count is None:
-        return "not measured"
-    for unit in ("B", "KiB", "MiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
-
-
-def duration(seconds: float | None) -> str:
-    """`42 s`, `3 min 5 s`, `2 h 10 min`."""
-    if seconds is None:
-        return "unknown"
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def number(value: Any) -> str:
@@ -64,8 +42,8 @@ def show_plan(console: Console, plan: Plan) -> None:
     for name, count in job.counts().items():
         trained = f", {count['trained_tokens']:,} of them trained" if count["trained_tokens"] else ""
         console.print(
-            f"[bold]{name:5}[/] {count['rows']:,} rows, {count['tokens']:,} tokens{trained}, longest {count['longest']:,}"
-            f" [dim]{escape(job.origin.get(name, ''))}[/]",
+            f"[bold]{name:5}[/] {count['rows']:,} rows, {count['tokens']:,} tokens{trained}, "
+            f"longest {count['longest']:,} [dim]{escape(job.origin.get(name, ''))}[/]",
             soft_wrap=True,
         )
     show_findings(console, job.findings)

@@ -130,8 +130,10 @@ def size(number: float | None) -> str:
     return f"{number:.2f} GiB"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | None) -> str:
     """`4.2 s`, `42 s`, `3 min 5 s`, `2 h 10 min`."""
+    if seconds is None:
+        return "unknown"
     if seconds < 59.5:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

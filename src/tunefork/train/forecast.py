@@ -20,7 +20,7 @@ from tunefork.tasks import row_losses
 from tunefork.train import speed
 from tunefork.train.prepare import Job
 from tunefork.train.simulation import Peak, Simulation, Work
-from tunefork.train.skeleton import build_skeleton
+from tunefork.train.skeleton import build_skeleton, fake_weights
 from tunefork.train.workload import BatchPlan, Looks, plan_batches, simulate_look
 
 START_UP_BYTES = 10 * 2**20
@@ -86,9 +86,10 @@ def _simulated(job: Job, plan: BatchPlan, simulation: Simulation) -> Forecast:
     def tag_gradient(parameter: torch.Tensor) -> None:
         simulation.tag([parameter.grad] if parameter.grad is not None else [], "gradients")
 
+    model = _skeleton(job)
     with simulation:
         with simulation.phase("load"):
-            model = _skeleton(job)
+            fake_weights(model, job.device, torch_dtype(job.recipe.model.dtype))
             simulation.tag([*model.parameters(), *model.buffers()], "weights")
         trained = [p for p in model.parameters() if p.requires_grad]
         for parameter in trained:
@@ -134,8 +135,6 @@ def _skeleton(job: Job) -> torch.nn.Module:
         form=job.task.form,
         labels=job.task.labels,
         adapter=recipe.adapter,
-        device=job.device,
-        dtype=torch_dtype(recipe.model.dtype),
         activation_checkpointing=bool(recipe.train.activation_checkpointing),
     )
 
@@ -163,6 +162,7 @@ def _coarse(job: Job, plan: BatchPlan, error: BaseException) -> Forecast:
     the attention matrix), twice that in fp32; with checkpointing 2, and one block at a time.
     """
     model = _skeleton(job)
+    fake_weights(model, job.device, torch_dtype(job.recipe.model.dtype))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     weights = sum(t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers()))
     facts, width = job.facts, 2 if job.recipe.model.dtype == "fp32" else 1

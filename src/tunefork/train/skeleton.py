@@ -49,14 +49,9 @@ def build_skeleton(
     form: str,
     labels: Sequence[str],
     adapter: AdapterSection,
-    device: torch.device,
-    dtype: torch.dtype,
     activation_checkpointing: bool,
 ) -> torch.nn.Module:
-    """What `load_model` returns, with fake tensors for weights: operations on them give shapes and take no memory.
-
-    Real tensors (a batch) may be mixed in; operations on those alone are computed.
-    """
+    """What `load_model` returns, on the meta device, whatever the number format."""
     head = form == "head"
     config = without_quantization(read_config(facts.folder, facts.trust_remote_code))
     if head:
@@ -69,19 +64,43 @@ def build_skeleton(
     targets = lora_targets(model, adapter.targets) if name in ("lora", "qlora", "dora") else []
     if name == "qlora" or facts.quantized:
         _quantize(model)
-    with torch.device("meta"):
-        if name == "none":
-            built = train_everything(loaded)
-        elif name == "head":
-            built = train_head(loaded)
-        elif name == "prefix":
-            built = _add_prefix(loaded, facts, adapter)
-        else:
+    if name == "none":
+        built = train_everything(loaded)
+    elif name == "head":
+        built = train_head(loaded)
+    elif name == "prefix":
+        built = _add_prefix(loaded, facts, adapter)
+    else:
+        with torch.device("meta"):
             built = add_lora(loaded, facts, adapter, targets, 0)
     if activation_checkpointing:
         recompute_activations(built)
-    _fake(built, device, dtype)
     return built
+
+
+def fake_weights(model: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Puts fake tensors on `device` in the place of meta ones: frozen weights in `dtype`, trained ones in fp32.
+
+    Operations on them give shapes and take no memory. Real tensors (a batch) may be mixed in; operations on those alone
+    are computed.
+    """
+    made: dict[int, torch.nn.Parameter] = {}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is None:
+                    continue
+                if id(parameter) not in made:
+                    wanted = torch.float32 if parameter.requires_grad else dtype
+                    if isinstance(module, _Nf4) and name == "weight":
+                        empty = torch.empty((), dtype=wanted, device=device).expand(parameter.shape)
+                    else:
+                        empty = torch.empty(parameter.shape, dtype=wanted, device=device)
+                    made[id(parameter)] = torch.nn.Parameter(empty, requires_grad=parameter.requires_grad)
+                module._parameters[name] = made[id(parameter)]
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
 
 
 def _beside_backbone(model: PreTrainedModel) -> tuple[str, ...]:
@@ -113,24 +132,3 @@ def _add_prefix(loaded: Loaded, facts: ModelFacts, adapter: AdapterSection) -> t
     if loaded.head:
         config.modules_to_save = list(loaded.head)  # pyright: ignore[reportAttributeAccessIssue]
     return wrap(loaded.model, config, 0)
-
-
-def _fake(model: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Puts fake tensors on `device` in the place of meta ones: frozen weights in `dtype`, trained ones in fp32."""
-    made: dict[int, torch.nn.Parameter] = {}
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        for module in model.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is None:
-                    continue
-                if id(parameter) not in made:
-                    wanted = torch.float32 if parameter.requires_grad else dtype
-                    if isinstance(module, _Nf4) and name == "weight":
-                        empty = torch.empty((), dtype=wanted, device=device).expand(parameter.shape)
-                    else:
-                        empty = torch.empty(parameter.shape, dtype=wanted, device=device)
-                    made[id(parameter)] = torch.nn.Parameter(empty, requires_grad=parameter.requires_grad)
-                module._parameters[name] = made[id(parameter)]
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
