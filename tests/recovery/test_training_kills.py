@@ -1,0 +1,66 @@
+"""Real training, killed with SIGKILL at random instants and resumed each time, ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tunefork.recipe import make_recipe
+from tunefork.workflows import finetune
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def recipe(model: Path, folder: Path, out: str) -> dict[str, Any]:
+    file = folder / "rows.jsonl"
+    if not file.exists():
+        rows = [{"text": f"great box {i}" if i % 2 else f"terrible film {i}", "label": i % 2} for i in range(60)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "model": {"name": str(model), "device": "cpu"},
+        "task": "classification",
+        "adapter": {"name": "lora", "rank": 4, "dropout": 0.1},
+        "data": {"train": str(file), "max_leaked": 1.0},
+        "train": {"max_steps": 24, "learning_rate": 1e-3, "save_every": 3, "evaluate_every": 4, "batch_size": 4},
+        "evaluate": {"baselines": []},
+        "out": str(folder / out),
+    }
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
+def test_killed_at_random_instants(kills: int, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    whole = finetune(make_recipe(recipe(tiny("llama"), tmp_path, "whole")))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.recovery.training_driver"],
+        input=json.dumps(
+            {"recipe": recipe(tiny("llama"), tmp_path, "killed"), "kills": kills, "seed": kills, "longest": 0.9}
+        ),
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        text=True,
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["killed"] > 0
+    ours = load_file(whole.path / "model" / "adapter_model.safetensors")
+    theirs = load_file(tmp_path / "killed" / "model" / "adapter_model.safetensors")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert (tmp_path / "killed" / "report.html").exists()
+    for name in ("step", "look"):
+        logs = [
+            [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines() if f'"kind": "{name}"' in line]
+            for path in (whole.path, tmp_path / "killed")
+        ]
+        figures = [[(e["step"], e["loss"] if name == "step" else e["value"]) for e in log] for log in logs]
+        assert figures[0] == figures[1], "every step and look is in the log once, with the same figure"
