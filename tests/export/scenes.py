@@ -53,7 +53,7 @@ def run_maker(folder: Path, model: Callable[[str], Path]) -> MakeRun:
         more: Mapping[str, Any] = json.loads(settings)
         recipe = make_recipe(
             {
-                "model": {"name": str(model(kind)), "dtype": dtype},
+                "model": {"name": str(model(kind)), "dtype": dtype, "max_length": 64},
                 "task": {"name": task, **more},
                 "data": {"train": files[task], "test_fraction": 0.2, "dev_fraction": 0.3},
                 "adapter": {"name": adapter, "rank": 4, "prefix_tokens": 4},

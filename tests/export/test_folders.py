@@ -52,7 +52,7 @@ def test_what_is_not_offered_is_refused_by_name(run: MakeRun, tmp_path: Path) ->
     source = run("llama", "lora")
     with pytest.raises(RecipeError, match="Did you mean `merged`"):
         export(source, to="merge", out=tmp_path / "x")
-    with pytest.raises(RecipeError, match="`dtype` must be one of auto, fp32, bf16, fp16. Received 'int8'"):
+    with pytest.raises(RecipeError, match=r"`dtype` must be one of auto, fp32, bf16, fp16\. Received 'int8'"):
         export(source, dtype="int8", out=tmp_path / "x")
     with pytest.raises(RecipeError, match="adapter is exported in fp32"):
         export(source, to="adapter", dtype="bf16", out=tmp_path / "x")
@@ -62,7 +62,7 @@ def test_what_is_not_offered_is_refused_by_name(run: MakeRun, tmp_path: Path) ->
 def test_only_a_finished_run_is_exported(run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError):
         export(tmp_path / "nothing")
-    with pytest.raises(RunError, match="must hold recipe.yaml"):
+    with pytest.raises(RunError, match=r"must hold recipe\.yaml"):
         export(tmp_path)
     unfinished = tmp_path / "unfinished"
     shutil.copytree(run("llama", "lora"), unfinished)

@@ -77,10 +77,11 @@ def _summary(base: str, info: ArtefactInfo, trained: Trained, to: str, dtype: st
     task = trained.task
     labels = f" Its answers are {', '.join(f'`{label}`' for label in task.labels[:30])}." if task.labels else ""
     more = f" (and {len(task.labels) - 30} more)" if len(task.labels) > 30 else ""
+    kind = "" if task.info.kind == task.info.name else f" ({task.info.kind})"
     kept = f"These are the whole weights, in {dtype}." if to == "merged" else "This is the adapter alone, in fp32."
     return (
         f"`{base}` ({info['base']['architecture']}, {info['base']['parameters']:,} parameters), fine-tuned with "
-        f"{_ADAPTERS[info['adapter']]} for the task `{task.info.name}` ({task.info.kind}).{labels}{more} {kept} "
+        f"{_ADAPTERS[info['adapter']]} for the task `{task.info.name}`{kind}.{labels}{more} {kept} "
         "It was made with Tunefork.\n\n"
         "**License: not stated.** Whoever publishes this model chooses one that the base model and the data allow.\n"
     )

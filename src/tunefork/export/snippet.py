@@ -61,15 +61,16 @@ def _loading(artefact: Artefact) -> list[str]:
         start += _nf4(trained.facts, trained.task.form == "head", artefact.dtype)
         options["quantization_config"] = "nf4"
     given = "".join(f"    {key}={value},\n" for key, value in options.items())
-    load = f"base = {name}.from_pretrained(\n    {json.dumps(artefact.base)},\n{given})"
-    return [
-        *lines,
-        "from peft import PeftModel",
-        "",
-        *start,
-        load,
-        "model = PeftModel.from_pretrained(base, folder).eval()",
-    ]
+    load = [f"base = {name}.from_pretrained(\n    {json.dumps(artefact.base)},\n{given})"]
+    if nf4:
+        lines.insert(1, "from bitsandbytes.nn import Linear4bit")
+        load += [
+            "for layer in base.modules():",
+            "    if isinstance(layer, Linear4bit):",
+            "        layer.support_avx512bf16_for_cpu = False  # wrong results on such CPUs (bitsandbytes #2078)",
+        ]
+    load.append("model = PeftModel.from_pretrained(base, folder).eval()")
+    return [*lines, "from peft import PeftModel", "", *start, *load]
 
 
 def _nf4(facts: ModelFacts, head: bool, dtype: str) -> list[str]:
@@ -132,13 +133,17 @@ def _asking(trained: Trained) -> list[str]:
 
 
 def _masked(trained: Trained, prompt: str) -> list[str]:
+    before, _, after = prompt.partition(MASK)
+    renderer = trained.renderer
     return [
-        f'text = {_quoted(prompt)}.replace("{MASK}", tokenizer.mask_token)',
-        'inputs = tokenizer(text, return_tensors="pt")',
+        f"before, after = {_quoted(before.rstrip())}, {_quoted(after)}",
         f"labels = {json.dumps(list(trained.task.labels), ensure_ascii=False)}",
         'words = [tokenizer(" " + label, add_special_tokens=False)["input_ids"][0] for label in labels]',
+        'left, right = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after))',
+        f"start, end = {list(renderer.start)}, {list(renderer.end)}  # what the tokenizer puts around a text",
+        "ids = torch.tensor([[*start, *left, tokenizer.mask_token_id, *right, *end]])",
         "with torch.inference_mode():",
-        '    logits = model(**inputs).logits[inputs["input_ids"] == tokenizer.mask_token_id][0]',
+        "    logits = model(input_ids=ids).logits[0, len(start) + len(left)]",
         "print(labels[int(logits[words].argmax())])",
     ]
 

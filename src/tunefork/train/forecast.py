@@ -120,7 +120,7 @@ def _simulated(job: Job, plan: BatchPlan, simulation: Simulation) -> Forecast:
     if job.device.type == "cuda":  # there AdamW makes the square roots of all second moments at once
         phases["step"]["activations"] += max(0, sum(p.numel() * 4 for p in trained) - phases["step"]["activations"])
     totals = {name: sum(parts.values()) for name, parts in phases.items()}
-    highest = max(totals, key=lambda name: totals[name])
+    highest = max(totals, key=lambda name: (totals[name], -phases[name].get("allocator", 0)))
     how = (
         f"Memory: the highest of {', '.join(totals)} (here {highest}), simulated tensor by tensor for the heaviest "
         "micro-batch. Time: the operations of a typical one, at this machine's speed as measured just now."

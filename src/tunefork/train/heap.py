@@ -7,7 +7,6 @@ import bisect
 _LARGEST_THRESHOLD = 32 * 2**20  # DEFAULT_MMAP_THRESHOLD_MAX on 64 bit
 _FIRST_THRESHOLD = 128 * 2**10
 _TOP_PAD = 128 * 2**10
-_TRIM_FREED = 64 * 2**10  # FASTBIN_CONSOLIDATION_THRESHOLD: smaller frees never give memory back
 _PAGE = 4096
 _ALIGNMENT = 64  # PyTorch's
 _SEARCH = 112  # bytes posix_memalign asks for beyond a block: a block does not fit the hole its like has left
@@ -20,8 +19,8 @@ class Heap:
     """The memory a process keeps for blocks it allocates and frees, without allocating any.
 
     Blocks below a threshold, which grows as larger ones are freed, come from one heap, best fit first; a hole between
-    two of them stays resident. Larger ones are mappings, and go back when freed (mallopt(3), malloc/malloc.c).
-    Bookkeeping, small objects and other threads' arenas are left out.
+    two of them stays resident. Larger ones are mappings, and go back when freed (mallopt(3), malloc/malloc.c). The heap
+    itself is taken not to shrink: in practice some small object sits near its top. Such objects are otherwise left out.
     """
 
     def __init__(self) -> None:
@@ -73,10 +72,8 @@ class Heap:
             size, place = size + self._take(before), before
         if place + size < self._used_up_to:
             self._leave(place, size)
-            return
-        self._used_up_to = place
-        if size >= _TRIM_FREED and self._reserved - place >= 2 * self._threshold:
-            self._reserved = place + _TOP_PAD
+        else:
+            self._used_up_to = place
 
     def _take(self, place: int) -> int:
         """Removes a hole; returns its size."""

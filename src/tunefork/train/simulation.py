@@ -59,6 +59,11 @@ class Peak:
     def total(self) -> int:
         return sum(self.parts.values())
 
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Orders peaks by what was held, then by what was used."""
+        return self.total, self.total - self.parts["allocator"]
+
 
 class Simulation(TorchDispatchMode):
     """While active, every storage that operations create is counted from its creation until it is freed.
@@ -77,18 +82,19 @@ class Simulation(TorchDispatchMode):
         self._tags: dict[int, str] = {}
         self._tagged: Counter[str] = Counter()
         self._live = 0
-        self._peak, self._peak_parts = 0, {"": 0}
+        self._peak, self._peak_parts = (-1, -1), {"": 0}
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """A block whose peak is kept in `phases`; of blocks of one name the highest."""
-        self._peak = -1
+        self._peak = -1, -1
         self._note_peak()
         yield
-        self._peak -= 1  # so that tags given meanwhile are seen, where the peak is now
+        held, used = self._peak
+        self._peak = held, used - 1  # so that tags given meanwhile are seen, where the peak is now
         self._note_peak()
         peak = Peak(self._peak_parts)
-        if name not in self.phases or peak.total > self.phases[name].total:
+        if name not in self.phases or peak.rank > self.phases[name].rank:
             self.phases[name] = peak
 
     def tag(self, tensors: Iterable[torch.Tensor], name: str) -> None:
@@ -156,8 +162,8 @@ class Simulation(TorchDispatchMode):
             self._tagged[name] += self._blocks[key][0]
 
     def _note_peak(self) -> None:
-        now = self._live if self._heap is None else max(self._live, self._heap.resident)
-        if now > self._peak:
-            self._peak = now
+        held = self._live if self._heap is None else max(self._live, self._heap.resident)
+        if (held, self._live) > self._peak:
+            self._peak = held, self._live
             rest = self._live - sum(self._tagged.values())
-            self._peak_parts = {**self._tagged, "": rest, "allocator": now - self._live}
+            self._peak_parts = {**self._tagged, "": rest, "allocator": held - self._live}

@@ -37,7 +37,8 @@ def predict(run: str | Path, file: str | Path, out: str | Path | None = None, *,
     trained = load_trained(run, device)
     rows, findings = read_rows(str(file))
     laid_out, more = apply_layout(rows, trained.data.layout, trained.data.fields, answers=False)
-    examples, unusable = build_examples(trained.task, laid_out, trained.data, labelled=False)
+    lenient = trained.data.model_copy(update={"max_unusable": 1.0})  # a row that cannot be used keeps its place
+    examples, unusable = build_examples(trained.task, laid_out, lenient, labelled=False)
     predictions = predict_examples(
         trained.model,
         trained.task,
@@ -46,24 +47,31 @@ def predict(run: str | Path, file: str | Path, out: str | Path | None = None, *,
         device=trained.device,
         tokens_per_batch=EvaluateSection().tokens_per_batch,
         compute=trained.compute,
+        generated=trained.task.form in ("text", "chat") or None,
     )
-    by_source = {p.source: p for p in predictions}
+    by_row: dict[str, list[Prediction]] = {}
+    for prediction in predictions:  # one row may hold several questions: file:line#1, file:line#2 …
+        by_row.setdefault(prediction.source.partition("#")[0], []).append(prediction)
     why = {line.partition(": ")[0]: line.partition(": ")[2] for f in unusable for line in f.examples}
     labels = trained.task.labels
-    filled = [_filled(row, by_source.get(row.source), labels, why.get(row.source, "row not usable")) for row in rows]
+    filled = [_filled(row, by_row.get(row.source, []), labels, why.get(row.source, "row not usable")) for row in rows]
     write_rows(target, filled)
     return Predictions(target, len(rows), len(predictions), [*findings, *more, *unusable])
 
 
-def _filled(row: Row, prediction: Prediction | None, labels: Sequence[str], why: str) -> dict[str, Any]:
+def _filled(row: Row, predictions: Sequence[Prediction], labels: Sequence[str], why: str) -> dict[str, Any]:
+    """The row with its new columns; lists where the row holds several questions."""
     values = dict(row.values)
-    values[PREDICTION] = prediction.predicted if prediction is not None else None
+    values[PREDICTION] = _one([p.predicted for p in predictions])
     for i, label in enumerate(labels):
-        given = prediction is not None and i < len(prediction.probabilities)
-        values[f"probability_{label}"] = round(prediction.probabilities[i], 6) if prediction and given else None
-    if prediction is None:
+        values[f"probability_{label}"] = _one([round(p.probabilities[i], 6) for p in predictions])
+    if not predictions:
         values[REASON] = why
     return values
+
+
+def _one(found: list[Any]) -> Any:
+    return found[0] if len(found) == 1 else found or None
 
 
 def _predicted_name(name: str) -> str:
