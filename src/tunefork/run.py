@@ -85,7 +85,8 @@ class RunFolder:
         with explained(run.path):
             if not run.path.exists():
                 raise MissingFileError(
-                    f"A run must be a folder that is there. Received {run.path}. Try `tunefork train` without --resume."
+                    f"A run must be a folder that is there. Received {str(run.path)!r}, which is not. "
+                    "Try the folder that was given to `tunefork train` as --out; without --resume it begins a new run."
                 )
             if not run._is_run():
                 raise RunError(

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
 
-from tests.export.scenes import MakeRun
+from tests.export.scenes import MakeRun, run_maker
 from tunefork.errors import ExportError
 from tunefork.evaluate.trained import Trained, load_trained
 from tunefork.export import LIMIT, export, exporting
@@ -167,3 +177,28 @@ def test_generation_ends_where_answers_ended_in_training(run: MakeRun, tmp_path:
     assert settings["eos_token_id"] == trained.tokenizer.eos_token_id
     assert settings["pad_token_id"] == trained.tokenizer.pad_token_id
     assert (found.path / "chat_template.jinja").is_file()
+
+
+def test_a_base_stored_as_nf4_becomes_plain_weights(
+    tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place = tmp_path_factory.mktemp("stored")
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    model = AutoModelForCausalLM.from_pretrained(tiny("llama"), quantization_config=settings, dtype=torch.bfloat16)
+    model.save_pretrained(place / "nf4")
+    AutoTokenizer.from_pretrained(tiny("llama")).save_pretrained(place / "nf4")
+    (place / "runs").mkdir()
+    source = run_maker(place / "runs", lambda _: place / "nf4")("llama", "lora")
+    found = export(source, out=place / "merged")
+    assert found.proof is not None
+    assert found.proof["ratio"] <= 1e-3
+    assert "quantization_config" not in json.loads((found.path / "config.json").read_text())
+
+
+def test_nothing_is_fetched_by_importing_this_room(tmp_path: Path) -> None:
+    (tmp_path / "kernels.py").write_text("def get_kernel(*a, **k):\n    raise SystemExit('a kernel was asked for')\n")
+    source = Path(__file__).resolve().parents[2] / "src"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{source}"}
+    command = [sys.executable, "-c", "import tunefork.export.merge, bitsandbytes"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)

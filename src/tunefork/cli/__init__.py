@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import os
+import io
 import sys
 import tempfile
 import traceback
 
-EXIT_INTERRUPTED = 130
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs `tunefork`. Exits 0 done, 2 refused, 1 failed, 130 interrupted. Tracebacks go to a file."""
-    import click
-
     from tunefork.cli.app import app
     from tunefork.errors import TuneforkError
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without a letter is no reason to stop
     try:
-        app(args=arguments, standalone_mode=False)
+        app(args=arguments, prog_name="tunefork")  # wrong flags, Ctrl-C and closed pipes end here, by typer
     except TuneforkError as error:
         _say(str(error))
         sys.exit(error.exit_code)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        _say("Interrupted.")
-        sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except Exception as error:  # noqa: BLE001 - the one edge: a person gets a sentence, the file the traceback
         with tempfile.NamedTemporaryFile("w", prefix="tunefork-", suffix=".log", delete=False) as file:
             file.write(traceback.format_exc())

@@ -1,4 +1,7 @@
-"""The commands: parse, call, render. What they do lives in `tunefork.workflows`."""
+"""The commands: parse, call, render. What they do lives in `tunefork.workflows`.
+
+Rooms that need PyTorch are imported where they are used, so that `--help` and `--version` answer at once.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -15,16 +18,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tunefork import workflows
+from tunefork import __version__
 from tunefork.cli.options import recipe_command
-from tunefork.cli.progress import Watcher
-from tunefork.cli.show import interval, metrics_table, show_findings, show_plan, show_result
-from tunefork.export import export as export_run
-from tunefork.methods import list_methods
+from tunefork.errors import DataError
 from tunefork.recipe import Recipe
-from tunefork.report import write_report
-from tunefork.report.words import duration, size
-from tunefork.tasks import list_tasks
+
+if TYPE_CHECKING:
+    from tunefork.workflows import SeedsResult
 
 app = typer.Typer(
     help="Fine-tune language models on the machine you have, and believe the numbers.",
@@ -46,13 +46,28 @@ def screen(machine: bool) -> Console:
 
 
 def emit(value: Any) -> None:
-    """JSON, alone on stdout."""
-    json.dump(value, sys.stdout, ensure_ascii=False, indent=2, default=_plain)
+    """JSON, alone on stdout; numbers that are not finite are null, as in result.json."""
+    finite = json.loads(json.dumps(value, default=_plain), parse_constant=lambda name: None)
+    json.dump(finite, sys.stdout, indent=2)
     sys.stdout.write("\n")
 
 
 def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else str(value)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"tunefork {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _tunefork(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
 
 
 @app.command()
@@ -62,10 +77,14 @@ def train(
     *,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest good checkpoint in --out")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="stop before the first step; write nothing")] = False,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="run this many seeds; report mean and spread")] = 1,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="run N seeds; report mean and spread")] = 1,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a model on rows, measure it against baselines, keep and report it."""
+    from tunefork import workflows
+    from tunefork.cli.progress import Watcher
+    from tunefork.cli.show import show_plan, show_result
+
     console = screen(as_json)
     if dry_run:
         plan = workflows.plan_run(recipe)
@@ -97,7 +116,7 @@ def train(
         emit({"path": str(done.path), **done.result})
 
 
-def _show_spread(console: Console, found: workflows.SeedsResult) -> None:
+def _show_spread(console: Console, found: SeedsResult) -> None:
     table = Table(title=f"{len(found.runs)} seeds", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("metric", "mean", "sd", "min", "max"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
@@ -112,6 +131,10 @@ def _show_spread(console: Console, found: workflows.SeedsResult) -> None:
 @recipe_command
 def evaluate(recipe: Recipe, *, source: Path | None, as_json: Json = False) -> None:
     """Measure a run (give its folder), or any --model as it is, on the rows of --test."""
+    from tunefork import workflows
+    from tunefork.cli.show import metrics_table, show_findings
+    from tunefork.report.words import duration
+
     console = screen(as_json)
     model = str(source) if source is not None and workflows.is_trained(source) else recipe.model.name
     found = workflows.evaluate(model, recipe=recipe)
@@ -133,6 +156,10 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Methods and baselines on one task in one table, each in a process of its own."""
+    from tunefork import workflows
+    from tunefork.cli.show import interval
+    from tunefork.report.words import duration, size
+
     console = screen(as_json)
     names = [name.strip() for name in methods.split(",") if name.strip()] if methods else None
     found = workflows.compare(recipe, names, on_cell=lambda name: console.print(f"[dim]{escape(name)} …[/]"))
@@ -169,6 +196,9 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Add prediction and probability columns to a file."""
+    from tunefork import workflows
+    from tunefork.cli.show import show_findings
+
     console = screen(as_json)
     found = workflows.predict(run, file, out, device=device)
     show_findings(console, [f for f in found.findings if f.level != "info"])
@@ -181,12 +211,16 @@ def predict(
 def chat(
     model: Annotated[str, typer.Argument(help="a run, a model folder, or a hub name")] = "embedded",
     system: Annotated[str | None, typer.Option("--system", help="system message")] = None,
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0, max=5.0, help="0 is greedy")] = 0.0,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="longest reply")] = 256,
-    seed: Annotated[int, typer.Option("--seed", help="of sampling")] = 0,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.0, max=5.0, metavar="NUMBER", help="0 to 5; 0 is greedy")
+    ] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N", help="longest reply")] = 256,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="of sampling")] = 0,
     device: Device = "auto",
 ) -> None:
     """Talk with a model in the terminal; an empty line or Ctrl-D ends it."""
+    from tunefork import workflows
+
     talk = workflows.Chat(
         model, system=system, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, device=device
     )
@@ -195,7 +229,10 @@ def chat(
         if interactive:
             sys.stdout.write("you> ")
             sys.stdout.flush()
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise DataError(f"What is said must be UTF-8 text. Received: {error}. Try `iconv -t UTF-8`.") from None
         if not line.strip():
             return
         if interactive:
@@ -204,6 +241,8 @@ def chat(
             sys.stdout.write(piece)
             sys.stdout.flush()
         sys.stdout.write("\n")
+        if talk.left_out:
+            sys.stderr.write(f"({talk.left_out} tokens of the conversation no longer fit and were left out)\n")
 
 
 @app.command()
@@ -216,9 +255,11 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Keep the model in a form other tools load; a merge is proven equal to what was trained."""
+    from tunefork.export import export as export_run
+
     console = screen(as_json)
     found = export_run(run, to=to, out=out, dtype=dtype, device=device)
-    console.print(found.says)
+    console.print(escape(found.says))
     console.print(f"[bold]{escape(str(found.path))}[/]", soft_wrap=True)
     if as_json:
         emit({"path": str(found.path), "proof": found.proof})
@@ -227,12 +268,16 @@ def export(
 @app.command()
 def report(run: Run) -> None:
     """Write RUN/report.html again."""
+    from tunefork.report import write_report
+
     screen(False).print(escape(str(write_report(run))), soft_wrap=True)
 
 
 @app.command()
 def methods(as_json: Json = False) -> None:
     """The ways weights can be changed."""
+    from tunefork.methods import list_methods
+
     if as_json:
         emit([asdict(info) for info in list_methods()])
         return
@@ -247,6 +292,8 @@ def methods(as_json: Json = False) -> None:
 @app.command()
 def tasks(as_json: Json = False) -> None:
     """The kinds of task, and the presets with their wording and metric."""
+    from tunefork.tasks import list_tasks
+
     if as_json:
         emit([asdict(info) for info in list_tasks()])
         return
@@ -264,6 +311,10 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """The main job on the embedded model and data: a few minutes on two CPU cores, no network."""
+    from tunefork import workflows
+    from tunefork.cli.progress import Watcher
+    from tunefork.cli.show import show_result
+
     console = screen(as_json)
     done = workflows.demo(out, listener=Watcher(console))
     show_result(console, done.result, str(done.path))
@@ -274,6 +325,8 @@ def demo(
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Is this machine ready? Versions, devices, memory, extras, and two steps of training for real."""
+    from tunefork import workflows
+
     checks = workflows.doctor()
     if as_json:
         emit([asdict(check) for check in checks])
@@ -290,6 +343,9 @@ def doctor(as_json: Json = False) -> None:
 @recipe_command
 def data_check(recipe: Recipe, *, as_json: Json = False) -> None:
     """Everything that is found in the rows before training, alone."""
+    from tunefork import workflows
+    from tunefork.cli.show import show_findings
+
     found = workflows.check_data(recipe)
     console = screen(as_json)
     for name, count in found.counts.items():
@@ -306,11 +362,13 @@ def data_check(recipe: Recipe, *, as_json: Json = False) -> None:
 def data_show(
     recipe: Recipe,
     *,
-    row: Annotated[int, typer.Option("--row", min=0, help="which row, from 0")] = 0,
+    row: Annotated[int, typer.Option("--row", min=0, metavar="N", help="which row, from 0")] = 0,
     split: Annotated[str, typer.Option("--split", help="train, dev or test")] = "train",
     as_json: Json = False,
 ) -> None:
     """A row as the model sees it: every token, masked or trained."""
+    from tunefork import workflows
+
     shown = workflows.show_data(recipe, row=row, split=split)
     if as_json:
         emit([asdict(one) for one in shown])

@@ -8,14 +8,26 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from tunefork.recipe import ALIASES, Recipe, all_paths, load_recipe, parse_labels, parse_sets
 from tunefork.recipe.load import parse_value
+from tunefork.run import RunFolder
 
 _DESCRIPTIONS = {path: info.description for path, info in all_paths()} | {
     "data.fields.text": "column that holds the text",
     "data.fields.label": "column that holds the label",
     "data.labels": "value in the file = name shown to the model, as '0=bad,1=good'",
+}
+_METAVARS = {
+    **dict.fromkeys(("data.train", "data.dev", "data.test"), "FILE"),
+    **dict.fromkeys(("data.fields.text", "data.fields.label"), "COLUMN"),
+    **dict.fromkeys(("train.epochs", "train.learning_rate"), "NUMBER"),
+    **dict.fromkeys(("train.max_steps", "train.batch_size", "model.max_length", "seed"), "N"),
+    "data.labels": "VALUE=NAME,…",
+    "task.prompt": "TEMPLATE",
+    "model.name": "MODEL",
+    "out": "FOLDER",
 }
 
 
@@ -34,6 +46,18 @@ def _value(path: str, text: str) -> Any:
     return parse_value(text) if path.startswith("train.") or path in ("seed", "model.max_length") else text
 
 
+def kept_recipe(file: Path | None, overrides: dict[str, Any]) -> tuple[Path | None, dict[str, Any]]:
+    """What `--resume` starts from: `RUN --resume` and `--resume --out RUN` both mean the recipe that RUN keeps.
+
+    Raises MissingFileError or RunError when --out, given without a recipe file, is not a run.
+    """
+    if file is None and overrides.get("out") is not None:
+        return RunFolder.open(str(overrides["out"]), write=False).path, overrides
+    if file is not None and file.is_dir():
+        return file, {"out": str(file), **overrides}  # wherever the folder has been moved since
+    return file, overrides
+
+
 def recipe_command(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command `(recipe: Recipe, **own)` the recipe file argument, every alias flag, and `--set`.
 
@@ -45,7 +69,7 @@ def recipe_command(command: Callable[..., None]) -> Callable[..., None]:
         "recipe_file",
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
         default=None,
-        annotation=Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="YAML recipe, or a run's folder")],
+        annotation=Annotated[Path | None, typer.Argument(metavar="RECIPE", help="YAML recipe, or a run's folder")],
     )
     flags = [
         inspect.Parameter(
@@ -54,7 +78,12 @@ def recipe_command(command: Callable[..., None]) -> Callable[..., None]:
             default=None,
             annotation=Annotated[
                 str | None,
-                typer.Option(f"--{flag}", help=f"{_DESCRIPTIONS[path]} [{path}]", rich_help_panel="Recipe"),
+                typer.Option(
+                    f"--{flag}",
+                    metavar=_METAVARS.get(path, "NAME"),
+                    help=escape(f"{_DESCRIPTIONS[path]} [{path}]"),
+                    rich_help_panel="Recipe",
+                ),
             ],
         )
         for flag, path in ALIASES.items()
@@ -72,8 +101,11 @@ def recipe_command(command: Callable[..., None]) -> Callable[..., None]:
 
     def run(**given: Any) -> None:
         overrides = overrides_from(given, given["set_"] or [])
-        recipe: Recipe = load_recipe(given["recipe_file"], overrides)
-        source = {"source": given["recipe_file"]} if len(own) < len(wanted) else {}
+        file: Path | None = given["recipe_file"]
+        if given.get("resume") and given["seeds"] == 1:
+            file, overrides = kept_recipe(file, overrides)
+        recipe: Recipe = load_recipe(file, overrides)
+        source = {"source": file} if len(own) < len(wanted) else {}
         command(recipe, **source, **{p.name: given[p.name] for p in own})
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__

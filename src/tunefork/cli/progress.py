@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from tunefork.cli.show import number, show_plan
@@ -45,9 +46,9 @@ class Watcher(Listener):
         elif event.kind == "resume":
             self.console.print(f"resumed at step {event.step:,}")
             for path, why in event.values["skipped"]:
-                self.console.print(f"[yellow]skipped[/] {path}: {why}")
+                self.console.print(f"[yellow]skipped[/] {escape(f'{path}: {why}')}", soft_wrap=True)
             for difference in event.values["differences"]:
-                self.console.print(f"[yellow]not as before[/] {difference}; the rest may differ in the last bits")
+                self.console.print(f"[yellow]not as before[/] {escape(difference)}", soft_wrap=True)
         elif event.kind == "stop":
             self._close()
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from peft import PeftModel
 
 from tunefork.errors import ExportError, MissingFileError, RecipeError, RunError, UnsupportedError, did_you_mean
 from tunefork.evaluate.trained import Trained, load_trained
@@ -33,6 +32,7 @@ from tunefork.render import Renderer
 from tunefork.run import RunFolder
 
 KINDS = ("merged", "adapter")
+WHOLE = ("none", "head")  # adapters that are none: the run keeps the whole model
 CARD, PROOF, RECIPE = "README.md", "proof.json", "recipe.yaml"
 
 
@@ -101,7 +101,7 @@ def _check(source: _Run, to: str, dtype: str) -> None:
             "A prefix cannot be merged: it is keys and values beside the tokens, not a change of weights. "
             "Received a run with adapter prefix. Try --to adapter, or train with --adapter lora."
         )
-    if to == "adapter" and adapter in ("none", "head"):
+    if to == "adapter" and adapter in WHOLE:
         raise UnsupportedError(
             f"Only a run with a PEFT adapter has one to export. Received a run with adapter {adapter}, which keeps the "
             "whole model. Try --to merged."
@@ -135,11 +135,15 @@ def _merged(source: _Run, folder: Path, target: Path, dtype: str, device: str) -
     place = trained.device
     said = answers(trained.model, rows, place)
     base = None
-    if isinstance(trained.model, PeftModel):
-        with trained.model.disable_adapter():
+    peft: Any = trained.model if source.info["adapter"] not in WHOLE else None
+    if peft is not None:
+        with peft.disable_adapter():
             base = read_logits(trained.model, rows, place)
     facts = _base_facts(source)
-    save_plain(merged_model(trained, source.folder.model_path), trained, facts.folder, folder, torch_dtype(chosen))
+    was_quantized = source.info["adapter"] == "qlora" or facts.quantized
+    plain = merged_model(trained, source.folder.model_path)
+    save_plain(plain, trained, facts.folder, folder, torch_dtype(chosen), was_quantized=was_quantized)
+    del plain, peft
     trained = _without_model(trained)
     gc.collect()  # PEFT's models hold themselves in a circle, and the next model needs the memory
     if base is None:
@@ -211,7 +215,7 @@ def _failure(proof: Proof, adapter: str) -> str:
         pair = proof.metrics[name]
         what = f"{name} is {pair['merged']:.4f} instead of {pair['trained']:.4f} on {proof.rows} {proof.split} rows"
     ways = ["--dtype fp32"] if proof.dtype != "fp32" else []
-    ways += ["--to adapter"] if adapter not in ("none", "head") else []
+    ways += ["--to adapter"] if adapter not in WHOLE else []
     advice = " or ".join(ways) or "the `model` folder of the run itself"
     return f"A merge must say what the trained model says. In {proof.dtype} {what}. Nothing was written. Try {advice}."
 

@@ -34,6 +34,7 @@ def merged_model(trained: Trained, adapter_folder: Path) -> PreTrainedModel:
     with quiet():
         base: Any = model.unload()
         if quantized_layers(base):
+            base.config.dtype = torch.float32  # of the result; a base stored as NF4 names another
             base = base.dequantize()
         wrapped = PeftModel.from_pretrained(base.float(), str(adapter_folder))
         try:
@@ -45,7 +46,15 @@ def merged_model(trained: Trained, adapter_folder: Path) -> PreTrainedModel:
     return merged.float()
 
 
-def save_plain(model: PreTrainedModel, trained: Trained, base_folder: Path, folder: Path, dtype: torch.dtype) -> None:
+def save_plain(
+    model: PreTrainedModel,
+    trained: Trained,
+    base_folder: Path,
+    folder: Path,
+    dtype: torch.dtype,
+    *,
+    was_quantized: bool,
+) -> None:
     """Model in `dtype`, tokenizer with its chat template, and generation settings, as plain transformers reads them.
 
     Generation ends at what ended an answer in training, besides what ended it for the base.
@@ -55,7 +64,8 @@ def save_plain(model: PreTrainedModel, trained: Trained, base_folder: Path, fold
     if settings is not None:  # transformers refuses to save settings it finds inconsistent, as many published ones are
         model.generation_config = GenerationConfig()
     with quiet():
-        model.save_pretrained(folder)
+        # the way from names and layout on the disk to those in memory cannot be gone back where it quantised
+        model.save_pretrained(folder, save_original_format=not was_quantized)
         trained.tokenizer.save_pretrained(folder)
     if settings is not None:
         _write_json(folder / "generation_config.json", settings)

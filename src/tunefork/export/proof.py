@@ -118,7 +118,7 @@ def held_out(recipe: Recipe, task: Task, renderer: Renderer) -> HeldOut:
 
 def in_fp32(model: torch.nn.Module) -> torch.nn.Module:
     """The same weights, NF4 ones included, computing in fp32."""
-    model.float()
+    torch.nn.Module.float(model)  # transformers refuses its own for NF4, which this leaves as it is
     guard_quantized(model, torch.float32)
     return model.requires_grad_(False).eval()
 

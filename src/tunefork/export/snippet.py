@@ -61,8 +61,9 @@ def _loading(artefact: Artefact) -> list[str]:
         start += _nf4(trained.facts, trained.task.form == "head", artefact.dtype)
         options["quantization_config"] = "nf4"
     given = "".join(f"    {key}={value},\n" for key, value in options.items())
+    quantized = nf4 or trained.facts.quantized  # the merged model is not, and was left above
     load = [f"base = {name}.from_pretrained(\n    {json.dumps(artefact.base)},\n{given})"]
-    if nf4:
+    if quantized:
         lines.insert(1, "from bitsandbytes.nn import Linear4bit")
         load += [
             "for layer in base.modules():",

@@ -59,7 +59,7 @@ def make_recipe(tree: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        _fail([_sentence(dict(e)) for e in error.errors()])
+        _fail([_sentence(dict(e)) for e in _telling(error)])
 
 
 def parse_sets(assignments: Sequence[str]) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise MissingFileError(
-            f"The recipe must be a YAML file. Received {str(path)!r}, which is not there."
+            f"The recipe must be a YAML file or a run's folder. Received {str(path)!r}, which is not there."
             + did_you_mean(path.name, siblings)
         ) from None
     except (UnicodeDecodeError, OSError) as error:
@@ -182,6 +182,13 @@ def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
     tree[leaf] = value
 
 
+def _telling(error: ValidationError) -> list[Any]:
+    """The complaints, without "must be 'auto'" where another one about the same key says what else it may be."""
+    found: list[Any] = list(error.errors())
+    said = {e["loc"][:2] for e in found if e["type"] != "literal_error" or e["ctx"]["expected"] != "'auto'"}
+    return [e for e in found if e["loc"][-1] != "literal['auto']" or e["loc"][:2] not in said]
+
+
 def _sentence(error: dict[str, Any]) -> str:
     location = [str(part) for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
     path = ".".join(
@@ -200,6 +207,10 @@ def _sentence(error: dict[str, Any]) -> str:
     received = error.get("input")
     if error["type"] == "missing":
         return f"`{path}` must be given"
+    if error["type"] in ("model_type", "model_attributes_type"):
+        return (
+            f"`{path}` must be a section with keys of its own. Received {received!r}. See docs/recipe.md for its keys."
+        )
     hint = ""
     options = re.findall(r"'([^']+)'", error["msg"]) if error["type"] == "literal_error" else []
     if options and isinstance(received, str):

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from tunefork.errors import RecipeError
 from tunefork.recipe.schema import Recipe
 
 
@@ -50,9 +51,17 @@ class Resolved:
 
 
 def resolve(recipe: Recipe, now: Situation) -> Resolved:
-    """Every `auto` replaced. The same recipe and situation always give the same values."""
+    """Every `auto` replaced. The same recipe and situation always give the same values.
+
+    Raises RecipeError for a `max_length` beyond the model's positions.
+    """
     reasons: list[Reason] = []
     tree = recipe.model_dump()
+    if recipe.model.max_length != "auto" and recipe.model.max_length > now.max_positions:
+        raise RecipeError(
+            f"`model.max_length` must be at most {now.max_positions}, the positions this model has. "
+            f"Received {recipe.model.max_length}. Try leaving it out."
+        )
 
     def fill(path: str, value: Any, why: str) -> Any:
         """Sets the value if it was automatic; returns what holds."""
@@ -75,12 +84,12 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
         fill("adapter.alpha", float(2 * rank), f"not used by adapter {adapter}")
 
     fill("train.learning_rate", *_learning_rate(adapter, now.parameters))
-    batch = fill("train.batch_size", min(16, now.train_rows), "16 rows, or all of them when there are fewer")
+    batch = fill("train.batch_size", min(16, max(1, now.train_rows)), "16 rows, or all of them when there are fewer")
     budget = 4096 if now.device == "cpu" else 16384
     rows = max(1, budget // max(1, now.longest * now.sequences_per_row))
     micro = min(batch, 2 ** int(math.log2(rows)))
     fill("train.micro_batch_size", micro, f"at most {budget} padded tokens a forward pass")
-    per_epoch = math.ceil(now.train_rows / batch)
+    per_epoch = max(1, math.ceil(now.train_rows / batch))
     epochs = fill("train.epochs", *_epochs(per_epoch, tree["train"]["max_steps"]))
     steps = max(1, round(epochs * per_epoch))
     if tree["train"]["max_steps"] is not None:

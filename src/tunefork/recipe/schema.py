@@ -11,6 +11,7 @@ ModelKind = Literal["causal", "masked", "encoder"]
 AdapterName = Literal["none", "lora", "qlora", "dora", "prefix", "head"]
 Layout = Literal["auto", "columns", "prompt_completion", "alpaca", "sharegpt", "openai", "text"]
 TaskKind = Literal["classification", "choice", "generation", "chat", "scoring"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 BaselineName = Literal["majority", "tfidf", "zero_shot", "in_context", "probe", "lead3"]
 
 
@@ -124,7 +125,9 @@ class TaskSection(Section):
 class AdapterSection(Section):
     name: AdapterName | Auto = Field(default="auto", description="which weights are trained: none is all of them")
     rank: int = Field(default=16, ge=1, le=1024, description="lora rank")
-    alpha: float | Auto = Field(default="auto", description="lora scale x rank; auto: 2 x rank")
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Auto = Field(
+        default="auto", description="lora scale x rank; auto: 2 x rank"
+    )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="lora dropout")
     targets: tuple[str, ...] | Auto = Field(
         default="auto", description="module names; auto: every linear layer in the blocks"
@@ -138,12 +141,14 @@ class TrainSection(Section):
     schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="after warm-up, to zero")
     warmup: float = Field(default=0.06, ge=0, lt=1, description="share of the steps that warm up")
     weight_decay: float = Field(default=0.0, ge=0, lt=1, description="decoupled, on matrices only")
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW")
-    adam_epsilon: float = Field(default=1e-8, gt=0, description="AdamW")
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="AdamW")
+    adam_epsilon: float = Field(default=1e-8, gt=0, lt=1, description="AdamW")
     max_grad_norm: float | None = Field(default=1.0, gt=0, description="clip the gradient to this norm; null: never")
     batch_size: Annotated[int, Field(ge=1)] | Auto = Field(default="auto", description="rows a step")
     micro_batch_size: Annotated[int, Field(ge=1)] | Auto = Field(default="auto", description="rows a forward pass")
-    epochs: float | Auto = Field(default="auto", description="passes over the training rows")
+    epochs: Annotated[float, Field(gt=0, le=1e6)] | Auto = Field(
+        default="auto", description="passes over the training rows"
+    )
     max_steps: int | None = Field(default=None, ge=1, description="stop after this many steps, whatever epochs says")
     activation_checkpointing: bool | Auto = Field(
         default="auto", description="recompute activations: less memory, slower"
@@ -175,7 +180,7 @@ class Recipe(Section):
     adapter: Annotated[AdapterSection, BeforeValidator(_named)] = AdapterSection()
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
-    out: str | None = Field(default=None, description="the run's folder; made up from task, model and date when absent")
+    out: str | None = Field(default=None, description="the run's folder; runs/TASK-MODEL-N when absent")
     seed: int = Field(
         default=0, ge=0, lt=2**31, description="of initial weights, order of rows, dropout and demonstrations"
     )

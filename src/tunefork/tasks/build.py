@@ -43,7 +43,7 @@ def make_task(
         return LabelledTask(spec, section, model_kind, names, mapping)
     if model_kind != "causal":
         raise UnsupportedError(
-            f"The task {spec.name} ({spec.kind}) needs a causal model. Received a model of kind {model_kind}. "
+            f"A task of the kind {spec.kind} needs a causal model. Received a model of kind {model_kind}. "
             "Try a causal model, or --task classification."
         )
     if spec.kind == "choice":

@@ -139,6 +139,11 @@ def find_labels(
     found = tuple(names or dict.fromkeys(mapping.values()))
     if spec.kind == "scoring":
         found = tuple(sorted(dict.fromkeys(mapping.values()), key=int))
+    if len(found) < 2:
+        raise DataError(
+            f"`data.labels` must name at least two different labels. Received {listed(found)} for every value. "
+            "Try names that differ, as --labels '0=bad,1=good'."
+        )
     return found, {name: name for name in found} | mapping
 
 
@@ -152,11 +157,15 @@ def _seen(spec: TaskSpec, rows: Sequence[Row]) -> list[str]:
             "of other labels too, or --label-field with another column."
         )
     if not values:
-        columns = listed(spec.fields.get("label", ("label",)))
+        columns = dict.fromkeys(("label", *spec.fields.get("label", ())))
+        empty = next((column for column in columns if any(column in row.values for row in rows)), None)
         there = listed(sorted(rows[0].values)) if rows else "no rows"
+        found = f"looked in {listed(list(columns))}, and the first row has {there}"
+        if empty is not None:
+            found = f"`{empty}` is empty (or NaN) in every row"
         raise DataError(
-            f"Training rows must carry at least two different labels. Received none; looked in {columns}, "
-            f"and the first row has {there}. Try --label-field with the column's name."
+            f"Training rows must carry at least two different labels. Received none; {found}. "
+            "Try --label-field with the column's name."
         )
     return values
 

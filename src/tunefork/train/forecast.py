@@ -6,11 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedFakeTensorException,
-)
 
 from tunefork.batch import Batch
 from tunefork.methods import make_method
@@ -26,12 +21,6 @@ from tunefork.train.workload import BatchPlan, Looks, plan_batches, simulate_loo
 START_UP_BYTES = 10 * 2**20
 """Thread pools, kernels' scratch and Python's own objects, once a model runs."""
 
-_UNSIMULATED = (
-    UnsupportedFakeTensorException,
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    NotImplementedError,
-)
 _REST = {"load": "loading", "step": "activations", "look": "evaluation", "save": "checkpoint"}
 _DISK_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
@@ -57,8 +46,8 @@ class Forecast:
 def forecast(job: Job) -> Forecast:
     """Simulates loading, the heaviest step, a look at dev and a save. Reads no weights, and changes nothing.
 
-    Where an architecture decides by the values it computes (some mixtures of experts), which cannot be simulated, the
-    forecast is coarse and `how` says so; `seconds` is then None.
+    An architecture that decides by the values it computes cannot be simulated: the forecast is then coarse, `how` says
+    so, and `seconds` is None.
     """
     if not job.rendered["train"]:
         return Forecast(None, 0, {}, "There are no rows to train on.", {})
@@ -67,7 +56,7 @@ def forecast(job: Job) -> Forecast:
     try:
         with quiet(), torch.random.fork_rng(devices=[job.device] if job.device.type == "cuda" else []):
             return _simulated(job, plan, simulation)
-    except _UNSIMULATED as error:
+    except RuntimeError as error:  # a shape that depends on values, or a kernel without a stand-in
         return _coarse(job, plan, error)
 
 
@@ -95,10 +84,11 @@ def _simulated(job: Job, plan: BatchPlan, simulation: Simulation) -> Forecast:
         for parameter in trained:
             parameter.register_post_accumulate_grad_hook(tag_gradient)
         method = make_method(model, job.recipe)
-        for _ in range(2):  # the second has the optimizer's state from the start
-            with simulation.phase("step"):
-                step(plan.heaviest)
-            simulation.tag_rest("optimizer state")
+        end = step([plan.typical, plan.typical])
+        micro, last = marks[1].since(marks[0]), end.since(marks[1])  # a micro-batch; another one and the update
+        simulation.tag_rest("optimizer state")
+        with simulation.phase("step"):
+            step(plan.heaviest)
         looks = Looks()
         if job.rendered["dev"]:
             with simulation.phase("look"):
@@ -106,12 +96,10 @@ def _simulated(job: Job, plan: BatchPlan, simulation: Simulation) -> Forecast:
         with simulation.phase("save"):
             copies = trainable_state(model), method.state()
             del copies
-        end = step([plan.typical, plan.typical])
 
-    micro = speed.cost(marks[1].since(marks[0]), job.device)
-    last = speed.cost(end.since(marks[1]), job.device)  # a micro-batch, and the update
-    update = max(0.0, last.seconds - micro.seconds)
-    steps = plan.steps * update + plan.micro_batches * micro.scaled(plan.mean_padded / plan.typical_padded).seconds
+    one = speed.cost(micro, job.device)
+    update = max(0.0, speed.cost(last, job.device).seconds - one.seconds)
+    steps = plan.steps * update + plan.micro_batches * one.scaled(plan.mean_padded / plan.typical_padded).seconds
     look = looks.count * sum(
         speed.cost(work, job.device).scaled(size).seconds for work, sizes in looks.batches for size in sizes
     )
@@ -171,10 +159,16 @@ def _coarse(job: Job, plan: BatchPlan, error: BaseException) -> Forecast:
         token = facts.hidden * width * (34 + 2 * facts.layers)
     passing = plan.heaviest_padded * (token + 12 * facts.vocab)
     mapped = _mapped(job, model)
-    parts = {"weights": weights - mapped, "gradients": 4 * trained, "optimizer state": 8 * trained, "activations": passing}
+    parts = {
+        "weights": weights - mapped,
+        "gradients": 4 * trained,
+        "optimizer state": 8 * trained,
+        "activations": passing,
+    }
+    why = str(error).strip().partition("\n")[0][:160]
     how = (
-        f"Coarse, within a factor of two: {facts.architecture} computes with shapes that depend on its values "
-        f"({type(error).__name__}), so weights and optimizer are counted and activations follow a rule of thumb."
+        f"Coarse, within a factor of two: {facts.architecture} cannot be simulated ({type(error).__name__}: {why}), "
+        "so weights and optimizer are counted, and activations follow a rule of thumb."
     )
     total = sum(parts.values())
     return Forecast(None, total, parts, how, {"step": total}, mapped)

@@ -20,6 +20,7 @@ Matmul = tuple[torch.dtype, int, int, int, int]
 """number format, batch, m, k, n"""
 
 _aten = torch.ops.aten
+_device = torch.ops.prim.device.default
 _ATTENTION = {  # multiplications of [T, D] x [D, S]; 2 forward, 5 backward
     _aten._scaled_dot_product_flash_attention_for_cpu: 2,
     _aten._scaled_dot_product_flash_attention: 2,
@@ -51,7 +52,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """The most memory a phase held at once: tag -> bytes, "" for what has none, "allocator" for what is freed but kept."""
+    """The most memory a phase held at once: tag -> bytes, "" for none, "allocator" for what is freed and kept."""
 
     parts: Mapping[str, int]
 
@@ -110,10 +111,15 @@ class Simulation(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is _device and isinstance(args[0], FakeTensor):  # asked more often than everything else together
+            return args[0].fake_device
         if func is _aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             dtype = args[0].dtype
             return 1.0 if dtype.is_floating_point else dtype == torch.bool or 1
-        out = func(*args, **(kwargs or {}))
+        if func is _aten._grouped_mm.default and isinstance(args[0], FakeTensor):
+            out = _grouped(*args, **(kwargs or {}))
+        else:
+            out = func(*args, **(kwargs or {}))
         if func.namespace == "prim" or func.is_view:
             return out
         results = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
@@ -128,6 +134,9 @@ class Simulation(TorchDispatchMode):
             a, b = args[-2:] if packet in (_aten.mm, _aten.bmm) else args[1:3]
             batch = a.shape[0] if a.ndim == 3 else 1
             self.work.matmuls[(a.dtype, batch, a.shape[-2], a.shape[-1], b.shape[-1])] += 1
+        elif packet is _aten._grouped_mm:
+            a, b = args[:2]
+            self.work.matmuls[(a.dtype, 1, a.shape[-2], a.shape[-1], b.shape[-1])] += 1
         elif packet in _ATTENTION:
             query, key = args[1:3] if _ATTENTION[packet] == 5 else args[:2]
             batch = query.shape[0] * query.shape[1]
@@ -167,3 +176,12 @@ class Simulation(TorchDispatchMode):
             self._peak = held, self._live
             rest = self._live - sum(self._tagged.values())
             self._peak_parts = {**self._tagged, "": rest, "allocator": held - self._live}
+
+
+def _grouped(a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    """The result's shape of a product in groups (mixtures of experts): PyTorch's own stand-in refuses fp32."""
+    if a.ndim == 2 and b.ndim == 2:
+        return a.new_empty(offsets.shape[0], a.shape[0], b.shape[1])
+    if a.ndim == 3 and b.ndim == 3:
+        return a.new_empty(*a.shape[:2], b.shape[-1])
+    return a.new_empty(a.shape[-2], b.shape[-1])

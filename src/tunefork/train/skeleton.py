@@ -117,7 +117,9 @@ def _quantize(model: PreTrainedModel) -> None:
         rows, columns = module.weight.shape if isinstance(module, torch.nn.Linear) else module.weight.T.shape
         with torch.device("meta"):
             layer = _Nf4(columns, rows, bias=module.bias is not None)
-            layer.register_buffer("packed", torch.empty(rows * columns // 2 + 4 * (rows * columns // _BLOCK), dtype=torch.uint8))
+            layer.register_buffer(
+                "packed", torch.empty(rows * columns // 2 + 4 * (rows * columns // _BLOCK), dtype=torch.uint8)
+            )
         model.set_submodule(name, layer)
 
 

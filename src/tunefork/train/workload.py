@@ -55,7 +55,9 @@ def plan_batches(job: Job) -> BatchPlan:
     sizes = [[padded([rows[i] for i in group], fan) for group in groups] for groups in steps]
     heaviest = max(range(looked_at), key=lambda s: (max(sizes[s]), len(sizes[s])))
     ranked = sorted(zip(sizes[heaviest], steps[heaviest], strict=True), key=lambda pair: pair[0])
-    every = [(size, group) for s, groups in zip(sizes, steps, strict=True) for size, group in zip(s, groups, strict=True)]
+    every = [
+        (size, group) for s, groups in zip(sizes, steps, strict=True) for size, group in zip(s, groups, strict=True)
+    ]
     mean = sum(size for size, _ in every) / len(every)
     typical = min(every, key=lambda pair: abs(pair[0] - mean))
     return BatchPlan(

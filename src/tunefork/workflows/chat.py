@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Thread
+from threading import Event
 from typing import Any
 
 import torch
-from transformers import TextIteratorStreamer
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
+from tunefork.errors import UnsupportedError
+from tunefork.evaluate.generate import answer_renderer, end_tokens
 from tunefork.evaluate.trained import Trained, is_trained, load_trained, load_untrained
 from tunefork.recipe import DataSection, ModelSection, TaskSection
 from tunefork.tasks import Example, Message, make_task
@@ -31,49 +34,85 @@ class Chat:
         self.trained = _load(model, device)
         self.temperature, self.max_new_tokens, self.seed = temperature, max_new_tokens, seed
         self.messages: list[Message] = [Message("system", system)] if system else []
+        self.left_out = 0  # tokens of the conversation that the last reply could not see
 
     def say(self, text: str) -> Iterator[str]:
         """Yields the reply in pieces as it is generated; afterwards it is part of the conversation."""
         self.messages.append(Message("user", text))
+        renderer = answer_renderer(self.trained.model, self.trained.renderer)
+        prompt = renderer.prompt(Example("chat", messages=tuple(self.messages)))
+        self.left_out = prompt.cut
         pieces: list[str] = []
-        for piece in stream(self.trained, self.messages, self.temperature, self.max_new_tokens, self.seed):
+        seed = self.seed + len(self.messages)
+        for piece in stream(self.trained, prompt.ids, self.temperature, self.max_new_tokens, seed):
             pieces.append(piece)
             yield piece
         self.messages.append(Message("assistant", "".join(pieces).strip()))
 
 
-def stream(
-    trained: Trained, messages: Sequence[Message], temperature: float, max_new_tokens: int, seed: int
-) -> Iterator[str]:
-    """The reply to `messages`, in pieces."""
-    prompt = trained.renderer.prompt(Example("chat", messages=tuple(messages)))
-    ids = torch.tensor([prompt.ids], device=trained.device)
-    streamer = TextIteratorStreamer(trained.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    sampling: dict[str, Any] = (
-        {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+def stream(trained: Trained, prompt: Sequence[int], temperature: float, longest: int, seed: int) -> Iterator[str]:
+    """The reply to a prompt of token ids, in pieces; at most `longest` tokens, and what the model has positions for.
+
+    Sampling settings and penalties that the model ships are not used. Whoever stops listening stops the generation.
+    """
+    tokenizer, ends = trained.tokenizer, end_tokens(trained.model, trained.renderer)
+    ids = torch.tensor([list(prompt)], device=trained.device)
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    config = GenerationConfig(
+        do_sample=temperature > 0,
+        temperature=temperature or 1.0,
+        top_k=50,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        max_new_tokens=max(1, min(longest, trained.facts.max_positions - len(prompt))),
+        eos_token_id=list(ends) or None,
+        pad_token_id=trained.renderer.pad,
     )
+    unheard = Event()
 
     def generate() -> None:
-        with trained.compute(), torch.inference_mode(), torch.random.fork_rng():
-            torch.manual_seed(seed + len(messages))
-            trained.model.eval().generate(  # type: ignore[operator]
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_new_tokens,
-                pad_token_id=trained.tokenizer.pad_token_id,
-                streamer=streamer,
-                **sampling,
-            )
+        try:
+            with trained.compute(), torch.inference_mode(), torch.random.fork_rng():
+                torch.manual_seed(seed)
+                trained.model.eval().generate(  # type: ignore[operator]
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    generation_config=config,
+                    stopping_criteria=StoppingCriteriaList([_Unheard(unheard)]),
+                    streamer=streamer,
+                )
+        finally:
+            streamer.end()  # whatever happened: the listener waits for it
 
-    worker = Thread(target=generate, daemon=True)
-    worker.start()
-    yield from streamer
-    worker.join()
+    with ThreadPoolExecutor(1) as worker:
+        done = worker.submit(generate)
+        try:
+            yield from streamer
+        finally:
+            unheard.set()
+        done.result()
+
+
+class _Unheard(StoppingCriteria):
+    """True once nobody listens any more."""
+
+    def __init__(self, unheard: Event) -> None:
+        self.unheard = unheard
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
+        return torch.full((input_ids.shape[0],), self.unheard.is_set(), device=input_ids.device)
 
 
 def _load(model: str | Path, device: str) -> Trained:
     if is_trained(model):
-        return load_trained(model, device)
+        trained = load_trained(model, device)
+        if trained.task.form != "chat":
+            raise UnsupportedError(
+                f"A chat needs a run of the task chat. Received {str(model)!r}, trained for {trained.task.info.name}. "
+                "Try `tunefork predict`."
+            )
+        return trained
     section = ModelSection.model_validate({"name": str(model), "device": device})
     task = make_task(TaskSection(name="chat"), DataSection(), "causal", ())
     return load_untrained(section, task, False)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from tunefork.errors import RecipeError, RunError, TuneforkError, UnsupportedError
+from tunefork.errors import RecipeError, RunError, TuneforkError, UnsupportedError, did_you_mean
 from tunefork.evaluate import compare_predictions
 from tunefork.evaluate.stored import read_predictions
 from tunefork.files import make_folder, write_json
@@ -61,20 +61,24 @@ def compare(
     task support with the recipe's method. A cell that fails keeps its place, with the sentence that says why.
     """
     recipe = as_recipe(recipe)
+    if methods is not None and not methods:
+        raise RecipeError("`methods` must name at least one. Received none. Try --methods lora,none.")
+    trained = {name: _changes(recipe, name) for name in methods or ()}  # wrong names are refused before anything runs
     folder = Path(recipe.out) if recipe.out is not None else free_folder(recipe)
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"A comparison needs an empty folder. Received {folder}, which is not. Try another --out.")
     job = prepare(recipe)
     refuse_errors(job.findings)
     make_folder(folder)
-    names = list(methods) if methods is not None else _supported(recipe, job)
+    if methods is None:
+        trained = {name: _changes(recipe, name) for name in _supported(recipe, job)}
     cells: list[Cell] = []
     for baseline in job.recipe.evaluate.baselines:
         on_cell(str(baseline))
         cells.append(_cell(recipe, folder, str(baseline), {"baseline": str(baseline)}))
-    for name in names:
+    for name, tree in trained.items():
         on_cell(name)
-        cells.append(_cell(recipe, folder, name, {"trained": _changes(recipe, name)}))
+        cells.append(_cell(recipe, folder, name, {"trained": tree}))
     cells = _against_best_baseline(job, cells, folder, recipe)
     comparison = Comparison(folder, job.task.metric, cells)
     write_json(folder / "comparison.json", comparison.as_dict())
@@ -99,7 +103,10 @@ def _changes(recipe: Recipe, name: str) -> dict[str, Any]:
     method = method or recipe.train.method
     allowed = method_info(method).adapters
     if adapter not in allowed:
-        raise RecipeError(f"`{name}` must end in one of {', '.join(allowed)}. Received {adapter!r}. Try lora.")
+        raise RecipeError(
+            f"A method must be an adapter, or METHOD/ADAPTER, with an adapter of {', '.join(allowed)}. "
+            f"Received {name!r}.{did_you_mean(adapter, allowed) or ' Try lora.'}"
+        )
     tree = recipe.model_dump(mode="json")
     tree["train"]["method"], tree["adapter"]["name"], tree["evaluate"]["baselines"] = method, adapter, []
     return tree

@@ -68,7 +68,8 @@ def _measured(
     trained: Trained, examples: Sequence[Any], findings: list[Finding], section: EvaluateSection, seed: int
 ) -> Evaluation:
     if not examples:
-        shown = "; ".join(f.message for f in findings[:3])
+        wrong = [finding for finding in findings if finding.level != "info"]
+        shown = " ".join(f"{f.message} The first: {f.examples[0]}." for f in wrong[:3] if f.examples)
         raise DataError(f"Evaluation needs at least one usable labelled row. Received none. {shown}")
     started = time.perf_counter()
     predictions = predict_examples(

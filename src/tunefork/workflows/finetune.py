@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tunefork.errors import MissingExtraError, RunError
+from tunefork.errors import MissingExtraError, RunError, TuneforkError
 from tunefork.evaluate import look_metrics, measure, predict_examples, run_baselines
 from tunefork.evaluate.stored import shown_text, write_predictions
 from tunefork.files import staged_folder
 from tunefork.methods import make_method
 from tunefork.models import autocast, load_base, load_model, save_artefact, torch_dtype
-from tunefork.recipe import Reason, Recipe, all_paths, dump_recipe, load_recipe
+from tunefork.recipe import Reason, Recipe, all_paths, dump_recipe, load_recipe, make_recipe
 from tunefork.report import render_report
 from tunefork.run import RunFolder
 from tunefork.tasks import row_losses
@@ -57,6 +58,8 @@ class Listener:
 def plan_run(recipe: Recipe) -> Plan:
     """Everything that is known before the first step. Writes nothing; findings may hold errors."""
     job = prepare(recipe)
+    if not job.rendered["train"]:  # there is nothing to forecast, and the findings say why
+        refuse_errors(job.findings)
     return Plan(job, forecast(job))
 
 
@@ -79,7 +82,8 @@ def finetune(
     plan = plan_run(recipe)
     listener.plan(plan)
     refuse_errors(plan.job.findings)
-    with RunFolder.create(Path(str(recipe.out)), dump_recipe(plan.job.recipe)) as run, Interrupt() as interrupt:
+    created = RunFolder.create(Path(str(recipe.out)), dump_recipe(plan.job.recipe))
+    with created as run, _traced(run), Interrupt() as interrupt:
         run.append_log(
             0, "plan", {"reasons": [asdict(r) for r in plan.job.resolved.reasons], "forecast": asdict(plan.forecast)}
         )
@@ -90,7 +94,7 @@ def _resume(recipe: Recipe, listener: Listener) -> RunResult:
     """Goes on with the run in `recipe.out`, by the recipe that is kept there."""
     if recipe.out is None:
         raise RunError("`resume` needs the run's folder. Received no `out`. Try --out runs/NAME.")
-    with RunFolder.open(Path(recipe.out), write=True) as run, Interrupt() as interrupt:
+    with RunFolder.open(Path(recipe.out), write=True) as run, _traced(run), Interrupt() as interrupt:
         kept = load_recipe(run.recipe_path)
         _refuse_changes(recipe, kept)
         if run.finished:
@@ -107,18 +111,41 @@ def _resume(recipe: Recipe, listener: Listener) -> RunResult:
         return _run(run, plan, load_newest(run), listener, interrupt)
 
 
+@contextlib.contextmanager
+def _traced(run: RunFolder) -> Iterator[None]:
+    """Keeps the traceback of an error that is no sentence of ours in the run's error.log."""
+    try:
+        yield
+    except TuneforkError:
+        raise
+    except Exception:
+        with contextlib.suppress(TuneforkError):
+            run.write_error(traceback.format_exc())
+        raise
+
+
 def _refuse_changes(given: Recipe, kept: Recipe) -> None:
     """A resumed run is the same run: what was given now must be what it was begun with."""
     changed = []
-    for path, info in all_paths():
+    for path, _ in all_paths():
         mine, theirs = _at(given, path), _at(kept, path)
-        if path != "out" and mine not in ("auto", info.get_default(call_default_factory=True)) and mine != theirs:
+        if path != "out" and _is_set(given, path) and mine not in ("auto", theirs):
             changed.append(f"{path} (kept: {theirs}, given: {mine})")
     if changed:
         raise RunError(
             f"A run must be resumed with its own recipe. Received changes of {', '.join(changed)}. "
             "Try --resume with only --out, or a new run."
         )
+
+
+def _is_set(recipe: Recipe, path: str) -> bool:
+    """Whether a key was given, rather than left at its default."""
+    section: Any = recipe
+    for name in path.split("."):
+        if name not in section.model_fields_set:
+            return False
+        section = getattr(section, name)
+    return True
 
 
 def _at(recipe: Recipe, path: str) -> Any:
@@ -134,7 +161,7 @@ def as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
         return recipe
     if isinstance(recipe, (str, Path)):
         return load_recipe(recipe)
-    return Recipe.model_validate(recipe)
+    return make_recipe(recipe)
 
 
 def free_folder(recipe: Recipe) -> Path:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tunefork.data import Finding
-from tunefork.errors import DataError
+from tunefork.errors import DataError, RecipeError, did_you_mean
 from tunefork.recipe import Recipe
-from tunefork.train.prepare import prepare
+from tunefork.train.prepare import SPLITS, prepare, refuse_errors
 from tunefork.workflows.finetune import as_recipe
 
 
@@ -42,8 +42,17 @@ def check_data(recipe: Recipe | Mapping[str, Any] | str | Path) -> DataCheck:
 
 def show_data(recipe: Recipe | Mapping[str, Any] | str | Path, *, row: int = 0, split: str = "train") -> list[ShownRow]:
     """Row `row` (from 0) of a split, token by token. Several when one row becomes several sequences."""
+    if split not in SPLITS:
+        raise RecipeError(
+            f"`split` must be one of {', '.join(SPLITS)}. Received {split!r}.{did_you_mean(split, SPLITS)}"
+        )
     job = prepare(as_recipe(recipe))
     examples = job.examples[split]
+    if not examples:
+        refuse_errors(job.findings)
+        raise DataError(f"`split` must have rows to show. Received {split}, which has none. Try --split train.")
     if not 0 <= row < len(examples):
-        raise DataError(f"`row` must be from 0 to {len(examples) - 1} in {split}. Received {row}.")
+        raise DataError(
+            f"`row` must be from 0 to {len(examples) - 1} in {split}. Received {row}. Rows are counted from 0."
+        )
     return [ShownRow(r.example.source, job.renderer.explain(r)) for r in job.renderer.render(examples[row])]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunefork.data import Finding, Row, apply_layout, read_rows, write_rows
+from tunefork.errors import DataError
 from tunefork.evaluate import predict_examples
 from tunefork.evaluate.trained import load_trained
 from tunefork.recipe import EvaluateSection
@@ -34,11 +35,21 @@ def predict(run: str | Path, file: str | Path, out: str | Path | None = None, *,
     """
     file = Path(file)
     target = Path(out) if out is not None else file.with_name(_predicted_name(file.name))
+    if target.exists() and file.exists() and target.samefile(file):
+        raise DataError(
+            f"Predictions must not replace the rows they are made for. Received {str(target)!r} for both. "
+            "Try another --out."
+        )
     trained = load_trained(run, device)
     rows, findings = read_rows(str(file))
     laid_out, more = apply_layout(rows, trained.data.layout, trained.data.fields, answers=False)
     lenient = trained.data.model_copy(update={"max_unusable": 1.0})  # a row that cannot be used keeps its place
     examples, unusable = build_examples(trained.task, laid_out, lenient, labelled=False)
+    if not examples:
+        first = next((line for found in (*unusable, *more) for line in found.examples), "")
+        raise DataError(
+            f"`{file}` must hold a row that can be asked. Received {len(rows)}, none of them usable: {first}"
+        )
     predictions = predict_examples(
         trained.model,
         trained.task,
