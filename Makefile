@@ -32,7 +32,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/.dev
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 budget: $(VENV)/.dev  ## lines in src: a file under 400, all under 15,500
 	$(BIN)/python tests/budget.py

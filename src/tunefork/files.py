@@ -16,11 +16,14 @@ import hashlib
 import json
 import math
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from tunefork.errors import RunError, TrainingError, TuneforkError
 
@@ -34,8 +37,7 @@ MANIFEST_SCHEMA = 1
 LOCK = ".lock"
 
 _TEMPORARY, _OLD, _TRASH = ".tmp-", ".old-", ".trash-"
-LEFTOVERS = (_TEMPORARY, _OLD, _TRASH)
-"""What the names of temporary files and folders start with."""
+LEFTOVERS = (_TEMPORARY, _OLD, _TRASH)  # what the names of temporary files and folders start with
 
 _PIECE = 2**24  # bytes hashed and written at a time
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -60,9 +62,7 @@ def explained(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in _NOT_WRITABLE:
             raise RunError(f"{place} must be writable. Received: {why}. Try another folder for the output.") from error
-        raise RunError(
-            f"Writing {path} must succeed. Received: {why} ({place}). Try another folder or disk."
-        ) from error
+        raise RunError(f"Writing {path} must succeed. Received: {why} ({place}). Try another folder.") from error
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -137,13 +137,14 @@ def make_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def staged_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to fill. When the block ends it is flushed and takes `path`'s place; if it raises, it is gone.
-
-    >>> with staged_folder(run.model_path) as folder:
-    ...     model.save_pretrained(folder)
-    """
+    """A temporary folder to fill. When the block ends it is flushed and takes `path`'s place; if it raises, it is gone."""
     with _staged(path) as temporary:
-        yield temporary
+        try:
+            yield temporary
+        except SafetensorError as error:  # it has what the system said in words only
+            if code := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+            raise
         for folder, _, names in os.walk(temporary):
             for name in names:
                 _sync(Path(folder, name))
