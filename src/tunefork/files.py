@@ -137,7 +137,7 @@ def make_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def staged_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to fill. When the block ends it is flushed and takes `path`'s place; if it raises, it is gone."""
+    """A temporary folder to fill. When the block ends it takes `path`'s place, durably; if it raises, it is gone."""
     with _staged(path) as temporary:
         try:
             yield temporary

@@ -19,7 +19,7 @@ from tunefork.data import load_splits
 from tunefork.errors import DataError, ExportError
 from tunefork.evaluate import predict_examples
 from tunefork.evaluate.batching import pack
-from tunefork.models.quantize import guard_quantized
+from tunefork.models.quantize import guard_quantized, quantized_layers
 from tunefork.recipe import Recipe
 from tunefork.render import Rendered, Renderer
 from tunefork.tasks import Example, Prediction, Task, build_examples
@@ -120,6 +120,8 @@ def in_fp32(model: torch.nn.Module) -> torch.nn.Module:
     """The same weights, NF4 ones included, computing in fp32."""
     torch.nn.Module.float(model)  # transformers refuses its own for NF4, which this leaves as it is
     guard_quantized(model, torch.float32)
+    for layer in quantized_layers(model):
+        layer.weight.quant_state.dtype = torch.float32  # which NF4 stands for exactly; 16 bit would round it
     return model.requires_grad_(False).eval()
 
 
