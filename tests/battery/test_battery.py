@@ -32,7 +32,7 @@ from tunefork.workflows import Listener, evaluate, finetune
 WORDS = ("box", "screen", "film", "report", "keys", "door", "service", "noon")
 ADAPTERS = ("none", "lora", "qlora", "dora", "prefix", "head")
 TASKS = ("classification", "classification/head", "scoring", "choice", "generation", "chat")
-STEPS = {"none": 60}
+STEPS = {"none": 120}
 MANY = 200
 RATE = {"none": 3e-3, "lora": 1e-2, "qlora": 1e-2, "dora": 1e-2, "prefix": 5e-2, "head": 1e-2}
 
