@@ -19,7 +19,9 @@ def demo_recipe(out: str | Path) -> Recipe:
     """The embedded model, feedback in three classes, full fine-tuning."""
     feedback = files("tunefork") / "assets" / "feedback"
     data = {split: str(feedback / f"{split}.csv") for split in ("train", "dev", "test")}
-    return make_recipe({"model": "embedded", "task": "classification", "data": data, "out": str(out)})
+    return make_recipe(
+        {"model": "embedded", "task": "classification", "data": data, "train": {"epochs": 3}, "out": str(out)}
+    )
 
 
 def demo(out: str | Path = "runs/demo", *, listener: Listener | None = None) -> RunResult:
