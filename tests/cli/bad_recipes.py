@@ -140,6 +140,7 @@ VALUES = (
 
 WORDINGS = (
     Case("prompt with an unknown field", lambda p: p.train("--prompt", "{{ txet }}"), ("`txet`", "`text`?")),
+    Case("prompt without a field", lambda p: p.train("--prompt", "Well?"), ("`task.prompt`", "the same for every row")),
     Case("prompt with a syntax error", lambda p: p.train("--prompt", "{{ text"), ("`task.prompt`", "Jinja")),
     Case("prompt with an unknown filter", lambda p: p.train("--prompt", "{{ text|shout }}"), ("shout",)),
     Case("prompt that is code", lambda p: p.train("--prompt", "{{ ''.__class__.__mro__ }}"), ("`task.prompt`",)),

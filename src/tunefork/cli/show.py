@@ -49,7 +49,7 @@ def show_plan(console: Console, plan: Plan) -> None:
     show_findings(console, job.findings)
     resolved = job.resolved
     console.print(
-        f"\n{resolved.steps:,} steps ({resolved.steps / resolved.steps_per_epoch:.2g} epochs of "
+        f"\n{resolved.steps:,} steps ({number(round(resolved.steps / resolved.steps_per_epoch, 2))} epochs of "
         f"{resolved.steps_per_epoch:,}); forecast: {duration(plan.forecast.seconds)} of training, "
         f"{size(plan.forecast.memory_bytes)} of memory at the peak.\n",
         soft_wrap=True,

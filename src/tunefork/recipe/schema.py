@@ -146,10 +146,12 @@ class TrainSection(Section):
     max_grad_norm: float | None = Field(default=1.0, gt=0, description="clip the gradient to this norm; null: never")
     batch_size: Annotated[int, Field(ge=1)] | Auto = Field(default="auto", description="rows a step")
     micro_batch_size: Annotated[int, Field(ge=1)] | Auto = Field(default="auto", description="rows a forward pass")
-    epochs: Annotated[float, Field(gt=0, le=1e6)] | Auto = Field(
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Auto = Field(
         default="auto", description="passes over the training rows"
     )
-    max_steps: int | None = Field(default=None, ge=1, description="stop after this many steps, whatever epochs says")
+    max_steps: int | None = Field(
+        default=None, ge=1, le=10**9, description="stop after this many steps, whatever epochs says"
+    )
     activation_checkpointing: bool | Auto = Field(
         default="auto", description="recompute activations: less memory, slower"
     )

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from tunefork.data.rows import Row
 from tunefork.errors import RecipeError, did_you_mean
 from tunefork.recipe.schema import Section, TaskKind, TaskSection
-from tunefork.tasks.template import compiled, fill
+from tunefork.tasks.template import compiled, fill, names_in
 
 _LABELLED = frozenset({"prompt", "masked_prompt", "form", "objective", "metric", "chat_template"})
 _SETTINGS: Mapping[TaskKind, frozenset[str]] = {  # of the recipe's `task`, by the kinds that use them
@@ -93,6 +93,11 @@ def find_spec(section: TaskSection) -> TaskSpec:
         compiled(getattr(spec, key), f"task.{key}")
     for template in () if isinstance(spec.choices, str) else spec.choices:
         compiled(template, "task.choices")
+    if section.prompt and not names_in(section.prompt):  # an empty one is none: plain text
+        raise RecipeError(
+            f"`task.prompt` must show something of the row. Received {section.prompt!r}, the same for every row. "
+            "Try {{ text }}, or another column, in it."
+        )
     return spec
 
 

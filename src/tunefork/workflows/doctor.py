@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 
+from tunefork import __version__
 from tunefork.errors import TuneforkError
 from tunefork.recipe import make_recipe
 from tunefork.workflows.finetune import finetune
 
-PACKAGES = ("tunefork", "torch", "transformers", "peft", "safetensors", "pydantic", "scikit-learn")
+PACKAGES = ("torch", "transformers", "peft", "safetensors", "pydantic", "scikit-learn")
 EXTRAS = {
     "qlora": "bitsandbytes",
     "hub": "datasets",
@@ -40,6 +41,7 @@ class Check:
 def doctor() -> list[Check]:
     """Looks at versions, devices, memory and disk, then trains the embedded model for two steps for real."""
     checks = [Check("python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.platform()}")]
+    checks.append(Check("tunefork", True, __version__))
     checks += [Check(name, True, importlib.metadata.version(name)) for name in PACKAGES]
     for extra, package in EXTRAS.items():
         found = _version(package)
@@ -71,6 +73,8 @@ def _device() -> str:
 
 
 def _memory() -> str:
+    if sys.platform == "win32":
+        return "not looked up on Windows"
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return f"{pages * size / 2**30:.1f} GiB"
 

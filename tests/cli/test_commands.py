@@ -1,0 +1,269 @@
+"""Every command on its good path: what it prints, what it writes, and its JSON alone on stdout."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import openpyxl
+import pytest
+
+from tests.cli.places import Place, tree
+from tests.cli.scenes import Command, Said, as_csv, chats, reviews
+from tunefork.data import read_rows
+
+RESULT_KEYS = {"schema", "recipe", "data", "steps", "forwards", "seconds", "peak_memory_bytes", "baselines", "test"}
+FIGURE_KEYS = {"value", "low", "high", "n"}
+
+
+def document(said: Said) -> Any:
+    """stdout, which must be JSON and nothing else."""
+    assert said.code == 0, said.err
+    return json.loads(said.out)
+
+
+def test_train_from_flags(place: Place, tunefork: Command) -> None:
+    said = tunefork(*place.train("--set", "evaluate.baselines=[majority, tfidf]"))
+    found = document(said)
+    assert found.keys() >= RESULT_KEYS
+    assert found["schema"] == 1
+    assert found["steps"] == 2
+    assert found["forwards"] == 17  # a batch of 16, and what was left of the epoch
+    assert found["data"]["counts"]["train"]["rows"] == 17
+    assert found["seconds"].keys() == {"train", "evaluate"}
+    assert found["peak_memory_bytes"].keys() == {"kind", "value", "forecast"}
+    assert found["baselines"].keys() == {"majority", "tfidf"}
+    assert found["test"]["accuracy"].keys() == FIGURE_KEYS
+    assert found["recipe"]["train"]["max_steps"] == 2
+    assert "auto" not in json.dumps([found["recipe"][section] for section in ("model", "train", "evaluate")])
+    out = place.folder / "out"
+    assert found["path"] == str(out)
+    assert json.loads((out / "result.json").read_text()).items() <= found.items()
+    assert (out / "report.html").read_text().startswith("<!")
+    for shown in ("Recipe, as it will run", "2 steps", "forecast", "this run", "majority"):
+        assert shown in said.err
+
+
+def test_train_from_yaml_is_train_from_flags(place: Place, tunefork: Command) -> None:
+    first = document(tunefork(*place.train()))
+    recipe = f"""
+model: {place.tiny("llama")}
+task: classification
+data: {{train: rows.csv}}
+train: {{max_steps: 2}}
+evaluate: {{baselines: []}}
+"""
+    second = document(tunefork(*place.train_with(recipe, "r.yaml", "--train", place.rows(), "--out", "again")))
+    same = ("steps", "forwards", "test", "data")
+    assert {key: first[key] for key in same} == {key: second[key] for key in same}
+
+
+def test_train_speaks_to_people_on_stdout(place: Place, tunefork: Command) -> None:
+    said = tunefork(*[a for a in place.train() if a != "--json"])
+    assert (said.code, said.err) == (0, "")
+    assert "this run" in said.out
+    assert str(place.folder / "out") in said.out
+
+
+def test_train_makes_up_a_folder(place: Place, tunefork: Command) -> None:
+    arguments = place.train()
+    at = arguments.index("--out")
+    del arguments[at : at + 2]
+    assert document(tunefork(*arguments))["path"].startswith("runs/classification-")
+    assert len(list((place.folder / "runs").iterdir())) == 1
+
+
+def test_dry_run_writes_nothing(place: Place, tunefork: Command) -> None:
+    arguments = place.train("--dry-run")
+    before = tree(place.folder)
+    found = document(tunefork(*arguments))
+    assert tree(place.folder) == before
+    assert found.keys() == {"recipe", "reasons", "data", "steps", "forecast"}
+    assert {"path", "value", "why"} == found["reasons"][0].keys()
+    assert found["forecast"]["memory_bytes"] > 0
+
+
+def test_dry_run_of_data_with_errors_is_refused_and_still_says_all(place: Place, tunefork: Command) -> None:
+    rows = [{**row, "text": "The same."} for row in reviews()]
+    said = tunefork(*place.train_on("a.csv", rows, "--dry-run"))
+    assert said.code == 2
+    assert "conflicting-labels" in {f["code"] for f in json.loads(said.out)["data"]["findings"]}
+
+
+def test_seeds(place: Place, tunefork: Command) -> None:
+    found = document(tunefork(*place.train("--seeds", 2, "--seed", 5)))
+    assert found["spread"]["accuracy"].keys() == {"mean", "sd", "min", "max", "n"}
+    assert [Path(run["recipe"]["out"]).name for run in found["runs"]] == ["seed-5", "seed-6"]
+    written = json.loads((place.folder / "out" / "seeds.json").read_text())
+    assert written["seeds"] == [5, 6]
+    assert written["spread"] == found["spread"]
+    again = document(tunefork(*place.train("--seeds", 2, "--seed", 5, "--resume")))
+    assert again["spread"] == found["spread"]
+
+
+@pytest.mark.parametrize("how", ["--out", "folder"])
+def test_resume(how: str, place: Place, tunefork: Command) -> None:
+    """With the folder alone, named either way; it may have been moved."""
+    folder = place.run(finished=False).rename(place.folder / "moved")
+    arguments = ["--out", folder] if how == "--out" else [folder]
+    said = tunefork("train", *arguments, "--resume", "--json")
+    assert document(said)["path"] == str(folder)
+    assert "resumed at step 2" in said.err
+    kept, now = ((f / "model" / "model.safetensors").read_bytes() for f in (place.kept, folder))
+    assert kept == now
+    assert document(tunefork("train", *arguments, "--resume", "--json"))["steps"] == 2  # finished: read back
+
+
+def test_evaluate_a_run_and_a_model(place: Place, tunefork: Command) -> None:
+    rows = place.rows()
+    run = document(tunefork("evaluate", place.run(), "--test", rows, "--json"))
+    assert run["rows"] == 24
+    assert run["test"]["accuracy"].keys() == FIGURE_KEYS
+    model = place.tiny("llama")
+    bare = document(tunefork("evaluate", "--model", model, "--task", "classification", "--test", rows, "--json"))
+    assert bare["model"] == str(model)
+    assert bare["test"]["accuracy"]["n"] == 24
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.jsonl", "rows.json", "rows.csv.gz", "rows.xlsx"])
+def test_predict_keeps_the_columns_and_adds_its_own(name: str, place: Place, tunefork: Command) -> None:
+    rows = [{"id": str(i), "text": row["text"]} for i, row in enumerate(reviews(5))]
+    from tunefork.data import write_rows
+
+    write_rows(place.folder / name, rows)
+    found = document(tunefork("predict", place.run(), place.folder / name, "--json"))
+    path = place.folder / name.replace("rows.", "rows.predicted.")
+    assert found == {"path": str(path), "rows": 5, "predicted": 5}
+    written = [row.values for row in read_rows(path)[0]]
+    assert list(written[0]) == ["id", "text", "prediction", "probability_bad", "probability_good"]
+    for given, row in zip(rows, written, strict=True):
+        assert (str(row["id"]), row["text"]) == (given["id"], given["text"])
+        assert row["prediction"] in ("good", "bad")
+        assert float(row["probability_bad"]) + float(row["probability_good"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_predict_says_which_rows_it_could_not(place: Place, tunefork: Command) -> None:
+    rows = place.put("new.csv", as_csv([*reviews(2), {"text": " ", "label": "good"}]))
+    out = place.folder / "said.xlsx"
+    said = tunefork("predict", place.run(), rows, "--out", out)
+    assert said.code == 0
+    assert "2 of 3 rows predicted" in said.out
+    table = list(openpyxl.load_workbook(out).active.iter_rows(values_only=True))  # type: ignore[union-attr]
+    assert table[0][-1] == "prediction_missing_because"
+    assert table[3][-1] == "the text must not be empty."
+    assert table[1][-1] is None
+
+
+def test_chat_streams_from_what_is_piped_in(place: Place, tunefork: Command) -> None:
+    place.patch.setattr("sys.stdin", io.StringIO("Is room 3 free?\nAnd room 4?\n"))
+    said = tunefork("chat", place.tiny("llama"), "--max-new-tokens", 4, "--system", "Be brief.")
+    assert said.code == 0, said.err
+    assert len(said.out.split("\n")) >= 3
+    assert said.err == ""
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_chat_beyond_the_models_positions_ends_and_says_so(kind: str, place: Place, tunefork: Command) -> None:
+    place.patch.setattr("sys.stdin", io.StringIO("Hello. " * 80 + "\n" + "And now? " * 80 + "\n"))
+    said = tunefork("chat", place.tiny(kind), "--max-new-tokens", 1000, "--temperature", 1, "--seed", 1)
+    assert said.code == 0, said.err
+    assert "tokens of the conversation no longer fit" in said.err
+
+
+def test_chat_with_a_run_of_chats(place: Place, tunefork: Command) -> None:
+    assert document(tunefork(*place.good_chat()))["metric"] == "loss"
+    place.patch.setattr("sys.stdin", io.StringIO("Is room 3 free?\n\n"))
+    assert tunefork("chat", place.folder / "out", "--max-new-tokens", 4).code == 0
+
+
+def test_data_check(place: Place, tunefork: Command) -> None:
+    arguments = ["data", "check", *place.train("--adapter", "lora")[2:]]
+    before = tree(place.folder)
+    found = document(tunefork(*arguments, "--json"))
+    assert tree(place.folder) == before
+    assert found["counts"]["train"]["rows"] == 17
+    assert {"level", "code", "message", "count", "examples", "advice", "split"} == found["findings"][0].keys()
+    said = tunefork(*arguments)
+    assert "train: 17 rows" in said.out
+
+
+def test_data_check_refuses_and_says_all(place: Place, tunefork: Command) -> None:
+    rows = place.put("a.csv", [{**row, "text": "The same."} for row in reviews()])
+    said = tunefork("data", "check", "--task", "classification", "--train", rows, "--json")
+    assert said.code == 2
+    found = {f["code"]: f["level"] for f in json.loads(said.out)["findings"]}
+    assert (found["conflicting-labels"], found["leaked-exact"]) == ("error", "error")
+
+
+def test_data_check_of_rows_of_which_none_is_usable(place: Place, tunefork: Command) -> None:
+    said = tunefork("data", "check", "--task", "choice", "--train", place.rows(), "--json")
+    assert said.code == 2
+    assert "unusable-row" in {f["code"] for f in json.loads(said.out)["findings"]}
+
+
+def test_data_show(place: Place, tunefork: Command) -> None:
+    arguments = ["--task", "chat", "--train", place.put("chats.jsonl", chats()), "--model", place.tiny("llama")]
+    (shown,) = document(tunefork("data", "show", *arguments, "--row", 3, "--json"))
+    trained = "".join(text for text, _, role in shown["tokens"] if role == "trained")
+    assert "is free" in trained
+    assert "Is room" not in trained
+    said = tunefork("data", "show", *arguments, "--split", "test")
+    assert "trained" in said.out
+    assert "chats.jsonl:" in said.out
+
+
+def test_export_and_what_is_exported_can_be_used(place: Place, tunefork: Command) -> None:
+    place.patch.chdir(place.folder)
+    document(tunefork(*place.train("--adapter", "lora", "--learning-rate", 0.01, "--max-steps", 3)))
+    adapter = document(tunefork("export", "out", "--to", "adapter", "--json"))
+    assert adapter == {"path": "out/export-adapter", "proof": None}
+    merged = document(tunefork("export", "out", "--out", "merged", "--dtype", "fp32", "--json"))
+    assert merged["proof"]["ratio"] <= 0.05
+    rows = place.put("new.csv", reviews(4))
+    said = [
+        document(tunefork("predict", model, rows, "--out", f"{Path(str(model)).name}.csv", "--json"))["predicted"]
+        for model in ("out", adapter["path"], "merged")
+    ]
+    assert said == [4, 4, 4]
+    written = {name: (place.folder / f"{name}.csv").read_text() for name in ("out", "export-adapter")}
+    assert written["out"] == written["export-adapter"]
+
+
+def test_report(place: Place, tunefork: Command) -> None:
+    page = place.run() / "report.html"
+    page.unlink()
+    for _ in range(2):
+        said = tunefork("report", page.parent)
+        assert (said.code, said.out) == (0, f"{page}\n")
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_methods_and_tasks(tunefork: Command) -> None:
+    assert [m["name"] for m in document(tunefork("methods", "--json"))] == ["backprop"]
+    names = [t["name"] for t in document(tunefork("tasks", "--json"))]
+    assert {"classification", "choice", "generation", "chat", "scoring", "sst2", "copa", "squad"} <= set(names)
+    for command, shown in (("methods", "AdamW"), ("tasks", "sst2")):
+        said = tunefork(command)
+        assert said.code == 0
+        assert shown in said.out
+
+
+@pytest.mark.slow
+def test_doctor(tunefork: Command) -> None:
+    checks = {check["name"]: check for check in document(tunefork("doctor", "--json"))}
+    assert checks["training"]["ok"] is True
+    assert checks.keys() >= {"python", "torch", "device", "memory", "disk", "extra qlora"}
+
+
+@pytest.mark.slow
+def test_compare(place: Place, tunefork: Command) -> None:
+    arguments = ["compare", *place.train("--set", "evaluate.baselines=[majority]")[1:], "--methods", "backprop/lora"]
+    found = document(tunefork(*arguments))
+    assert [cell["name"] for cell in found["cells"]] == ["majority", "backprop/lora"]
+    trained = found["cells"][1]
+    assert trained["error"] is None
+    assert trained["against_best_baseline"]["baseline"] == "majority"
+    assert trained["peak_memory_bytes"] > 0
+    assert json.loads((place.folder / "out" / "comparison.json").read_text())["metric"] == "accuracy"

@@ -1,0 +1,118 @@
+"""What only a process of its own can show: exit codes of signals, closed pipes, plain terminals, quick answers."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.places import Place
+from tunefork import __version__
+from tunefork.run import RunFolder
+
+SRC = Path(__file__).resolve().parents[2] / "src"
+TUNEFORK = [sys.executable, "-m", "tunefork"]
+
+
+def surroundings(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", "COLUMNS": "80", **more}
+
+
+def ran(*arguments: object, **more: Any) -> subprocess.CompletedProcess[str]:
+    given = [str(argument) for argument in arguments]
+    return subprocess.run(
+        [*TUNEFORK, *given], capture_output=True, text=True, timeout=120, env=surroundings(), check=False, **more
+    )
+
+
+def test_help_and_version_answer_without_pytorch() -> None:
+    script = (
+        "import sys\nfrom tunefork.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'sklearn', 'matplotlib', 'peft'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    for arguments in (["--help"], ["--version"], ["train", "--help"], ["data", "show", "--help"], ["train", "--sett"]):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments], capture_output=True, text=True, env=surroundings(), check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert ran("--version").stdout == f"tunefork {__version__}\n"
+
+
+@pytest.mark.parametrize("width", ["80", "120"])
+@pytest.mark.parametrize("command", [[], ["train"], ["data", "show"], ["compare"]], ids="-".join)
+def test_help_fits_the_terminal(width: str, command: list[str]) -> None:
+    done = subprocess.run(
+        [*TUNEFORK, *command, "--help"], capture_output=True, text=True, env=surroundings(COLUMNS=width), check=False
+    )
+    assert done.returncode == 0
+    assert max(map(len, done.stdout.splitlines())) <= int(width)
+    assert "…" not in done.stdout.replace("VALUE=NAME,…", "")  # nothing is cut
+
+
+def test_a_bad_input_in_a_process_of_its_own(tmp_path: Path) -> None:
+    done = ran("train", "--task", "sst2", "--train", "none.csv", "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "tunefork: A file of rows must exist. Received `none.csv`, which does not.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_another_process_writes(place: Place) -> None:
+    folder = place.run(finished=False)
+    with RunFolder.open(folder, write=True):
+        done = ran("train", "--resume", "--out", folder)
+    assert done.returncode == 2
+    assert f"Process {os.getpid()} on " in done.stderr
+    assert "Try again when it has ended" in done.stderr
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_signal_saves_says_how_to_go_on_and_exits_130(stop: signal.Signals, place: Place) -> None:
+    out = place.folder / "out"
+    training = subprocess.Popen(
+        [*TUNEFORK, *map(str, place.train("--max-steps", 5000, "--set", "train.save_every=5000"))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=surroundings(),
+    )
+    log = out / "log.jsonl"
+    started = time.monotonic()
+    while not (log.exists() and '"step", "loss"' in log.read_text()) and time.monotonic() - started < 100:
+        time.sleep(0.05)
+    training.send_signal(stop)
+    said, problem = training.communicate(timeout=60)
+    assert training.returncode == 130
+    assert said == ""
+    assert "Traceback" not in problem
+    assert re.search(rf"tunefork: Stopped by {stop.name}. Steps up to [\d,]+ are saved in {out}; --resume", problem)
+    with RunFolder.open(out, write=False) as run:
+        assert len(run.checkpoint_steps()) == 1
+
+
+@pytest.mark.parametrize("command", ["--help", pytest.param("tasks", marks=pytest.mark.slow)])
+def test_a_reader_that_leaves_early_is_no_error(command: str) -> None:
+    """As in `tunefork tasks | head -1`."""
+    said = subprocess.Popen([*TUNEFORK, command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=surroundings())
+    assert said.stdout is not None
+    assert said.stderr is not None
+    said.stdout.close()
+    assert said.stderr.read() == b""
+    assert said.wait(timeout=60) in (0, 1)
+
+
+def test_a_terminal_that_knows_only_ascii() -> None:
+    done = subprocess.run(
+        [*TUNEFORK, "train", "--help"], capture_output=True, env=surroundings(PYTHONIOENCODING="ascii"), check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"--labels" in done.stdout
