@@ -55,17 +55,35 @@ def tasks(data: Path, scratch: Path) -> dict[str, dict[str, Any]]:
             "data": files("sst2", train="train", test="dev") | {"train_rows": 8000, "dev_rows": 400, "max_leaked": 1.0},
             "train": {"epochs": 3},
         },
-        "trec": encoder | {"task": "trec", "data": files("trec", train="train", test="test"), "train": {"epochs": 3}},
+        "trec": encoder
+        | {
+            "task": "trec",
+            "data": files("trec", train="train", test="test") | {"train_rows": 3000, "dev_rows": 300},
+            "train": {"epochs": 2},
+        },
         "banking77": encoder
-        | {"task": "banking77", "data": files("banking77", train="train", test="test"), "train": {"epochs": 3}},
+        | {
+            "task": "banking77",
+            "data": files("banking77", train="train", test="test")
+            | {"train_rows": 4000, "dev_rows": 300, "test_rows": 1000},
+            "train": {"epochs": 3},
+        },
         "asap_sas_1": encoder
-        | {"task": "scoring", "data": {"train": str(sas / "train.jsonl"), "test": str(sas / "test.jsonl")}},
+        | {
+            "task": "scoring",
+            "data": {"train": str(sas / "train.jsonl"), "test": str(sas / "test.jsonl"), "dev_rows": 150},
+            "train": {"epochs": 3},
+        },
         "copa": {"task": "copa", "data": files("copa", train="train", test="dev")},
-        "trec_prompted": {"task": "trec", "data": files("trec", train="train", test="test"), "train": {"epochs": 1}},
+        "trec_prompted": {
+            "task": "trec",
+            "data": files("trec", train="train", test="test") | {"train_rows": 1500, "dev_rows": 150},
+            "train": {"epochs": 2},
+        },
         "dialogsum": {
             "task": "dialogsum",
             "model": {"name": "embedded", "max_length": 512},
-            "data": files("dialogsum", train="train", test="test") | {"test_rows": 100, "max_cut": 1.0},
+            "data": files("dialogsum", train="train", test="test") | {"dev_rows": 50, "test_rows": 100, "max_cut": 1.0},
             "train": {"epochs": 1},
         },
     }

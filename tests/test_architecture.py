@@ -7,7 +7,7 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "tunefork"
 
 # From the bottom up. A room may import rooms of a lower level, and of its own room.
 LEVELS = [
-    {"errors"},
+    {"errors", "zo"},  # zo imports no other room: it is usable alone
     {"files", "metrics", "recipe", "batch"},
     {"data", "run"},
     {"tasks", "render", "models"},
@@ -15,6 +15,7 @@ LEVELS = [
     {"evaluate"},
     {"train", "report", "export"},
     {"workflows"},
+    {"server"},
     {"cli"},
 ]
 # tasks.base holds the types that render reads, and tasks.check reads what render made: files of one level.

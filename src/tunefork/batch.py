@@ -22,7 +22,6 @@ class Batch:
     read_at: torch.Tensor | None = None  # [S] int64: position whose logits choose among `options`
     options: torch.Tensor | None = None  # [S, C] int64 token ids of single-token candidates, -1 where there are fewer
     gold: torch.Tensor | None = None  # [R] int64: right candidate or class
-    token_type_ids: torch.Tensor | None = None  # [S, T] int64, encoders that want it
     head: bool = False  # classes come from a classification head
 
     @property

@@ -44,6 +44,7 @@ class RunFolder:
         self.recipe_path = path / "recipe.yaml"
         self.log_path = path / "log.jsonl"
         self.checkpoints_path = path / "checkpoints"
+        self.trajectory_path = path / "trajectory"
         self.model_path = path / "model"
         self.result_path = path / "result.json"
         self.report_path = path / "report.html"

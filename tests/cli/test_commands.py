@@ -241,7 +241,7 @@ def test_report(place: Place, tunefork: Command) -> None:
 
 
 def test_methods_and_tasks(tunefork: Command) -> None:
-    assert [m["name"] for m in document(tunefork("methods", "--json"))] == ["backprop"]
+    assert [m["name"] for m in document(tunefork("methods", "--json"))] == ["backprop", "zo"]
     names = [t["name"] for t in document(tunefork("tasks", "--json"))]
     assert {"classification", "choice", "generation", "chat", "scoring", "sst2", "copa", "squad"} <= set(names)
     for command, shown in (("methods", "AdamW"), ("tasks", "sst2")):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tunefork.data import read_rows, write_rows
-from tunefork.errors import DataError, MissingFileError
+from tunefork.errors import DataError, MissingFileError, RunError
 
 ROWS: list[dict[str, Any]] = [
     {"text": 'a, "quoted"\nline', "n": 1, "p": 0.25, "extra": None},
@@ -44,7 +44,7 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
         write_rows(target, [{"a": 1}, {"a": "x"}])
     assert target.read_bytes() == b"before"
     (tmp_path / "taken.csv").mkdir()
-    with pytest.raises(DataError, match="must be writable"):
+    with pytest.raises(RunError, match=r"taken\.csv must succeed"):
         write_rows(tmp_path / "taken.csv", ROWS)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["o.parquet", "taken.csv"]
 

@@ -17,6 +17,7 @@ from transformers import (
 
 from tests.tiny import MASKED
 from tunefork.data.rows import Row
+from tunefork.evaluate import Asking
 from tunefork.recipe.schema import DataSection, TaskSection
 from tunefork.render import Renderer
 from tunefork.tasks import Example, Task, make_task
@@ -49,9 +50,8 @@ class Scene:
     renderer: Renderer
     examples: list[Example]
 
-    @property
-    def how(self) -> dict[str, Any]:
-        return {"device": CPU, "tokens_per_batch": 256}
+    def asking(self, tokens_per_batch: int = 256, **more: Any) -> Asking:
+        return Asking(self.renderer, CPU, tokens_per_batch, **more)
 
 
 def rows(values: Sequence[Mapping[str, Any]], file: str = "train.csv") -> list[Row]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.evaluate.scenes import CPU, Scene, choices, reviews, rows, scene
+from tests.evaluate.scenes import Scene, choices, reviews, rows, scene
 from tunefork.errors import UnsupportedError
 from tunefork.evaluate import (
     BaselineResult,
@@ -46,20 +46,16 @@ def toy(file: str, seed: int, count: int, share: float = 0.5) -> list[Any]:
     return reviews([pairs[i] for i in generator.permutation(count)], file)
 
 
-def run(s: Scene, names: Sequence[str], **more: Any) -> dict[str, BaselineResult]:
+def run(s: Scene, names: Sequence[str], tokens_per_batch: int = 512, **more: Any) -> dict[str, BaselineResult]:
     how: dict[str, Any] = {
-        "task": s.task,
-        "renderer": s.renderer,
         "train": s.examples,
         "dev": [],
         "test": s.examples,
         "model_provider": lambda: s.model,
         "section": SECTION,
         "seed": 0,
-        "device": CPU,
-        "tokens_per_batch": 512,
     }
-    return run_baselines(names, **(how | more))
+    return run_baselines(names, s.asking(tokens_per_batch), **(how | more))
 
 
 def separable(tiny: Tiny, kind: str = "llama") -> tuple[Scene, list[Example], list[Example]]:
@@ -153,7 +149,7 @@ def test_zero_shot_is_the_untrained_model_and_is_loaded_once(tiny: Tiny) -> None
 
     found = run(s, ["majority", "zero_shot", "in_context"], test=test, model_provider=provide)
     assert len(loads) == 1
-    asked = predict_examples(s.model, s.task, s.renderer, test, device=CPU, tokens_per_batch=512)
+    asked = predict_examples(s.model, s.asking(512), test)
     assert found["zero_shot"].predictions == asked
     assert found["zero_shot"].rows_forwarded == len(test)
     assert found["in_context"].predictions != asked

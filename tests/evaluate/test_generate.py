@@ -111,7 +111,7 @@ def test_sampling_settings_of_the_model_are_not_used(tiny: Tiny) -> None:
 
 def test_generated_text_is_measured(tiny: Tiny) -> None:
     s = asked(tiny)
-    predictions = predict_examples(s.model, s.task, s.renderer, s.examples, **s.how)
+    predictions = predict_examples(s.model, s.asking(), s.examples)
     assert all(p.loss is not None and p.stopped is not None and p.gold == "It was great" for p in predictions)
     assert any(p.predicted for p in predictions)
     metrics = measure(s.task, predictions, EvaluateSection(bootstrap=100), 0)
@@ -123,7 +123,7 @@ def test_a_long_prompt_leaves_room_for_the_answer_and_says_what_was_cut(tiny: Ti
     section = TaskSection(name="generation", max_new_tokens=40)
     given = rows([{"prompt": "The delivery was fast. " * 80, "answer": "no"}, {"prompt": "It was", "answer": "no"}])
     s = scene(tiny(kind), kind, section, given, max_length=256)
-    long, short = predict_examples(s.model, s.task, s.renderer, s.examples, **s.how)
+    long, short = predict_examples(s.model, s.asking(), s.examples)
     assert long.cut > 0 and short.cut == 0
     prompt = s.renderer.tokenizer(s.examples[0].prompt)["input_ids"]
     assert long.cut == len(prompt) - (256 - 40)
@@ -133,9 +133,9 @@ def test_chats_are_answered_where_asked(tiny: Tiny) -> None:
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "how can I help you today?"}]
     s = scene(tiny("llama"), "llama", TaskSection(name="chat", max_new_tokens=6), rows([{"messages": messages}]))
     assert s.examples[0].messages[-1] == Message("assistant", "how can I help you today?")
-    (quiet,) = predict_examples(s.model, s.task, s.renderer, s.examples, **s.how)
+    (quiet,) = predict_examples(s.model, s.asking(), s.examples)
     assert quiet.loss is not None and quiet.stopped is None and quiet.predicted == ""
-    (spoken,) = predict_examples(s.model, s.task, s.renderer, s.examples, generated=True, **s.how)
+    (spoken,) = predict_examples(s.model, s.asking(), s.examples, generated=True)
     assert spoken.loss == quiet.loss and spoken.stopped is not None
     tokenizer = s.renderer.tokenizer
     opening = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, tokenize=False)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 
-from tests.evaluate.scenes import CPU, REVIEWS, Scene, choices, reviews, rows, scene
+from tests.evaluate.scenes import REVIEWS, Scene, choices, reviews, rows, scene
 from tests.tiny import CAUSAL, KINDS
 from tunefork.errors import DataError, Interrupted
 from tunefork.evaluate import look_metrics, mean_loss, predict_examples
@@ -42,7 +42,7 @@ def test_a_shared_prefix_scores_as_whole_sequences_do(tiny: Tiny, kind: str) -> 
     assert can_share_prefix(s.model)
     assert all(s.renderer.render(e)[0].fanned_out for e in s.examples)
     for budget in (64, 150, 4096):
-        predictions = predict_examples(s.model, s.task, s.renderer, s.examples, device=CPU, tokens_per_batch=budget)
+        predictions = predict_examples(s.model, s.asking(budget), s.examples)
         for prediction, expected in zip(predictions, whole_sequences(s), strict=True):
             assert prediction.probabilities == pytest.approx(expected, abs=1e-5)
             assert prediction.index == int(np.argmax(expected))
@@ -52,7 +52,7 @@ def test_a_prefix_longer_than_the_sliding_window_is_shared_rightly(tiny: Tiny) -
     long = [replace(r, values={**r.values, "question": "The delivery was fast. " * 30}) for r in choices()]
     s = scene(tiny("gemma"), "gemma", TaskSection(name="choice"), long, max_length=250)
     assert len(s.renderer.render(s.examples[0])[0].ids) > s.model.config.sliding_window  # type: ignore[union-attr,operator]
-    predictions = predict_examples(s.model, s.task, s.renderer, s.examples, **s.how)
+    predictions = predict_examples(s.model, s.asking(), s.examples)
     for prediction, expected in zip(predictions, whole_sequences(s), strict=True):
         assert prediction.probabilities == pytest.approx(expected, abs=1e-5)
 
@@ -63,7 +63,7 @@ def test_sharing_a_prefix_forwards_fewer_tokens(tiny: Tiny) -> None:
     hook = s.model.get_input_embeddings().register_forward_hook(  # type: ignore[operator]
         lambda _module, inputs, _output: seen.append(inputs[0].numel())
     )
-    predict_examples(s.model, s.task, s.renderer, s.examples, device=CPU, tokens_per_batch=64)
+    predict_examples(s.model, s.asking(64), s.examples)
     shared, _ = sum(seen), seen.clear()
     whole_sequences(s)
     hook.remove()
@@ -86,7 +86,7 @@ def test_prefix_tuning_falls_back_to_whole_sequences(tiny: Tiny) -> None:
     wrapped.eval()
     assert not can_share_prefix(wrapped)
     s = replace(s, model=wrapped)
-    predictions = predict_examples(wrapped, s.task, s.renderer, s.examples, **s.how)
+    predictions = predict_examples(wrapped, s.asking(), s.examples)
     for prediction, expected in zip(predictions, whole_sequences(s), strict=True):
         assert prediction.probabilities == pytest.approx(expected, abs=1e-5)
 
@@ -97,8 +97,8 @@ def test_order_and_batches_do_not_change_predictions(tiny: Tiny, kind: str, form
     s = scene(tiny(kind), kind, TaskSection(name="classification", form=form), reviews())  # type: ignore[arg-type]
     if form == "head" and s.model.config.pad_token_id is None:  # type: ignore[union-attr]
         s.model.config.pad_token_id = s.renderer.pad  # type: ignore[union-attr]
-    straight = predict_examples(s.model, s.task, s.renderer, s.examples, device=CPU, tokens_per_batch=4096)
-    backwards = predict_examples(s.model, s.task, s.renderer, s.examples[::-1], device=CPU, tokens_per_batch=64)
+    straight = predict_examples(s.model, s.asking(4096), s.examples)
+    backwards = predict_examples(s.model, s.asking(64), s.examples[::-1])
     assert [p.source for p in straight] == [e.source for e in s.examples]
     for one, other in zip(straight, backwards[::-1], strict=True):
         assert (one.source, one.predicted, one.gold) == (other.source, other.predicted, other.gold)
@@ -110,14 +110,14 @@ def test_order_and_batches_do_not_change_predictions(tiny: Tiny, kind: str, form
 def test_rendering_beforehand_changes_nothing(tiny: Tiny) -> None:
     s = scene(tiny("llama"), "llama", CLASSIFY, reviews())
     rendered = [r for e in reversed(s.examples) for r in s.renderer.render(e)]
-    again = predict_examples(s.model, s.task, s.renderer, s.examples, rendered=rendered, **s.how)
-    assert again == predict_examples(s.model, s.task, s.renderer, s.examples, **s.how)
+    again = predict_examples(s.model, s.asking(), s.examples, rendered=rendered)
+    assert again == predict_examples(s.model, s.asking(), s.examples)
 
 
 def test_a_row_without_a_label_is_predicted(tiny: Tiny) -> None:
     s = scene(tiny("llama"), "llama", CLASSIFY, reviews())
     bare = replace(s.examples[0], gold=None)
-    labelled, unlabelled = predict_examples(s.model, s.task, s.renderer, [s.examples[0], bare], **s.how)
+    labelled, unlabelled = predict_examples(s.model, s.asking(), [s.examples[0], bare])
     assert unlabelled.gold is None and unlabelled.gold_index is None
     assert unlabelled.predicted == labelled.predicted
 
@@ -126,7 +126,7 @@ def test_text_has_the_loss_of_the_right_answer(tiny: Tiny) -> None:
     section = TaskSection(name="generation", metric="loss")
     pairs = [{"prompt": "Say it", "answer": "It was great"}, {"prompt": "The capital of France", "answer": "Paris."}]
     s = scene(tiny("gpt2"), "gpt2", section, rows(pairs))
-    predictions = predict_examples(s.model, s.task, s.renderer, s.examples, generated=False, **s.how)
+    predictions = predict_examples(s.model, s.asking(), s.examples, generated=False)
     for prediction, example in zip(predictions, s.examples, strict=True):
         batch = s.renderer.batch(s.renderer.render(example), learn=True)
         with torch.inference_mode():
@@ -146,15 +146,15 @@ def test_the_mean_loss_weighs_by_token(tiny: Tiny) -> None:
             losses.append(row_losses(s.model, batch).item())
         weights.append(batch.weights.item())
     assert weights[0] != weights[1]
-    found = mean_loss(s.model, s.renderer, rendered, **s.how)
+    found = mean_loss(s.model, s.asking(), rendered)
     assert found == pytest.approx(sum(losses) / sum(weights), rel=1e-5)
 
 
 def test_a_look_at_labels_gives_the_tasks_metrics(tiny: Tiny) -> None:
     s = scene(tiny("llama"), "llama", CLASSIFY, reviews())
     rendered = [r for e in s.examples for r in s.renderer.render(e)]
-    metric, value, higher, values = look_metrics(s.model, s.task, s.renderer, s.examples, rendered, **s.how)
-    predictions = predict_examples(s.model, s.task, s.renderer, s.examples, **s.how)
+    metric, value, higher, values = look_metrics(s.model, s.asking(), s.examples, rendered)
+    predictions = predict_examples(s.model, s.asking(), s.examples)
     right = sum(p.predicted == label for p, (_, label) in zip(predictions, REVIEWS, strict=True))
     assert (metric, higher) == ("accuracy", True)
     assert value == values["accuracy"] == right / len(REVIEWS)
@@ -164,7 +164,7 @@ def test_a_look_at_text_is_its_loss_and_generates_nothing(tiny: Tiny, monkeypatc
     s = scene(tiny("llama"), "llama", TaskSection(name="generation"), rows([{"prompt": "Say", "answer": "no"}]))
     monkeypatch.setattr(type(s.model), "generate", None)
     rendered = [r for e in s.examples for r in s.renderer.render(e)]
-    metric, value, higher, _ = look_metrics(s.model, s.task, s.renderer, s.examples, rendered, **s.how)
+    metric, value, higher, _ = look_metrics(s.model, s.asking(), s.examples, rendered)
     assert (metric, higher) == ("loss", False)
     assert 0 < value < 2 * math.log(len(s.renderer.tokenizer))
 
@@ -173,7 +173,7 @@ def test_a_look_without_known_answers_is_refused(tiny: Tiny) -> None:
     s = scene(tiny("llama"), "llama", CLASSIFY, reviews())
     bare = [replace(e, gold=None) for e in s.examples]
     with pytest.raises(DataError, match="known answer"):
-        look_metrics(s.model, s.task, s.renderer, bare, [r for e in bare for r in s.renderer.render(e)], **s.how)
+        look_metrics(s.model, s.asking(), bare, [r for e in bare for r in s.renderer.render(e)])
 
 
 def test_an_interrupt_between_batches_comes_through_and_restores_the_mode(tiny: Tiny) -> None:
@@ -188,7 +188,7 @@ def test_an_interrupt_between_batches_comes_through_and_restores_the_mode(tiny: 
             raise Interrupted("Stopped.")
 
     with pytest.raises(Interrupted):
-        predict_examples(s.model, s.task, s.renderer, s.examples, device=CPU, tokens_per_batch=64, check=check)
+        predict_examples(s.model, s.asking(64, check=check), s.examples)
     assert calls == 2
     assert s.model.training
 
@@ -201,7 +201,7 @@ def test_the_random_state_is_left_alone(tiny: Tiny) -> None:
         rows([{"prompt": "Say", "answer": "no"}]),
     )
     before = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
-    predict_examples(s.model, s.task, s.renderer, s.examples, generated=True, **s.how)
+    predict_examples(s.model, s.asking(), s.examples, generated=True)
     assert torch.equal(before[0], torch.random.get_rng_state())
     assert np.array_equal(before[1], np.random.get_state()[1])  # type: ignore[index]
 

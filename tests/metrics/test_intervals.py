@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 
 from tunefork import metrics
 from tunefork.errors import DataError
@@ -21,7 +20,6 @@ from tunefork.metrics import (
     MeanStatistic,
     PairableStatistic,
     bootstrap_interval,
-    mcnemar,
     paired_difference,
 )
 
@@ -214,20 +212,6 @@ def test_groups_are_swapped_together() -> None:
     assert (one.difference, one.low, one.high, one.p_value) == (1, 1, 1, 1)
 
 
-@settings(deadline=None)
-@given(st.integers(0, 80), st.integers(0, 80))
-def test_mcnemar_is_the_exact_binomial_test(b: int, c: int) -> None:
-    expected = binomtest(b, b + c, 0.5).pvalue if b + c else 1.0
-    assert mcnemar(b, c) == pytest.approx(expected, rel=1e-9)
-    assert mcnemar(b, c) == mcnemar(c, b)
-
-
-def test_mcnemar_of_many_rows() -> None:
-    assert mcnemar(5000, 5000) == 1
-    assert mcnemar(4800, 5200) == pytest.approx(binomtest(4800, 10_000, 0.5).pvalue, rel=1e-6)
-    assert mcnemar(9000, 0) == 0  # below the smallest float
-
-
 def test_refused() -> None:
     mean = MeanStatistic("x", [1.0, 2.0])
     with pytest.raises(DataError, match="at least one row"):
@@ -258,8 +242,6 @@ def test_refused() -> None:
         ConfusionStatistic("macro_f", [0], [0], 2)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="positive"):
         ConfusionStatistic("f1", [0], [0], 2, positive=2)
-    with pytest.raises(DataError, match="counts of rows"):
-        mcnemar(-1, 2)
 
 
 def test_only_statistics_that_can_be_swapped_are_compared() -> None:

@@ -18,7 +18,6 @@ from tunefork.metrics import (
     final_number_match,
     lead_n,
     normalise_answer,
-    rouge,
     rouge_l,
     rouge_n,
     split_sentences,
@@ -39,9 +38,9 @@ REAL = (
 
 def assert_equal_to_package(predicted: str, references: list[str]) -> None:
     expected = SCORER.score_multi(references, predicted)
-    ours = rouge(predicted, references)
-    assert ours.keys() == expected.keys()
-    for name, overlap in ours.items():
+    for name in expected:
+        each = [rouge_l(predicted, r) if name == "rougeL" else rouge_n(predicted, r, int(name[-1])) for r in references]
+        overlap = max(each, key=lambda o: o.f1)
         assert overlap.f1 == pytest.approx(expected[name].fmeasure, abs=1e-9)
         if len(references) == 1:
             assert overlap.precision == pytest.approx(expected[name].precision, abs=1e-9)
@@ -80,7 +79,6 @@ def test_rouge_equal_on_dialogue_summaries(shared: Path) -> None:
 
 
 def test_rouge_parts() -> None:
-    assert rouge("b a c", ["a b c"])["rougeL"] == rouge_l("b a c", "a b c")
     assert rouge_l("b a c", "a b c").f1 == pytest.approx(2 / 3)
     assert rouge_n("a b c d", "b c d e", 3).recall == pytest.approx(1 / 2)
     with pytest.raises(DataError, match="at least 1"):
@@ -121,7 +119,7 @@ def test_answers_by_example() -> None:
     # 2 shared of 4 predicted and 3 gold tokens, a repeated word counted as often as both have it
     assert token_f1("in in northern France", ["in northern Spain"]) == pytest.approx(2 * 0.5 * (2 / 3) / (0.5 + 2 / 3))
     assert token_f1("", ["Normans"]) == 0
-    for metric in (exact_match, token_f1, rouge):
+    for metric in (exact_match, token_f1):
         with pytest.raises(DataError, match="references"):
             metric("x", [])
         with pytest.raises(DataError, match="references"):

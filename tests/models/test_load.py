@@ -21,7 +21,6 @@ from tunefork.models import (
     bare_model,
     choose_device,
     choose_dtype,
-    dtype_name,
     inspect_model,
     load_artefact,
     load_base,
@@ -287,8 +286,7 @@ def test_device_and_dtype_come_with_reasons(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_dtype_names() -> None:
-    for name in ("fp32", "bf16", "fp16"):
-        assert dtype_name(torch_dtype(name)) == name
+    assert [torch_dtype(name).itemsize for name in ("fp32", "bf16", "fp16")] == [4, 2, 2]
     with pytest.raises(RecipeError):
         torch_dtype("fp8")
     with autocast(CPU, torch.bfloat16):

@@ -150,9 +150,10 @@ def test_encoders_are_simulated(tiny: Tiny, rows: Callable[[int], str], kind: st
 
 
 def test_what_cannot_be_simulated_is_said_to_be_coarse(tmp_path: Path, rows: Callable[[int], str]) -> None:
+    eager: dict[str, Any] = {"experts_implementation": "eager"}
     config = MixtralConfig(
         hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=8192, num_local_experts=4, experts_implementation="eager",
+        vocab_size=8192, num_local_experts=4, **eager,
     )  # fmt: skip
     found = look_ahead(write_config(config, tmp_path / "experts"), rows(10))
     if found.seconds is None:
@@ -244,6 +245,43 @@ def test_a_simulation_counts_true_tensors_as_the_process_does() -> None:
         d = c + 1
     assert simulation.phases["all"].total == 4000 + 2800  # a and c; a is freed before d is made
     del c, d
+
+
+def test_a_recording_names_what_is_made_and_what_is_freed() -> None:
+    simulation = Simulation(torch.device("cpu"))
+    with simulation, simulation.recorded() as events:
+        a = torch.ones(10)
+        b = a * 2
+        del a
+        c = b.view(2, 5) + 1
+        del b, c
+    assert events == [40, 40, ~0, 40, ~1, ~3]
+
+
+def test_steps_of_many_sizes_take_more_than_two() -> None:
+    """The holes of one shape do not fit the next."""
+    blocks = [torch.nn.Sequential(torch.nn.Linear(96, 384), torch.nn.GELU(), torch.nn.Linear(384, 96)) for _ in "1234"]
+    model = torch.nn.Sequential(*blocks)
+
+    def step(rows: int) -> None:
+        model(torch.ones(rows, 96)).sum().backward()
+        model.zero_grad()
+
+    def held(shares: list[float]) -> int:
+        simulation = Simulation(torch.device("cpu"))
+        with simulation:
+            with simulation.recorded() as light:
+                step(100)
+            with simulation.recorded() as heavy:
+                step(400)
+            simulation.replay(light, heavy, shares)
+            with simulation.phase("rest"):
+                pass
+        assert simulation.phases["rest"].parts[""] == 0
+        return simulation.phases["rest"].total
+
+    two, many = held([]), held([(7 * i % 50) / 50 for i in range(50)])
+    assert two < many < 2 * two
 
 
 def test_work_is_counted() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,6 +50,16 @@ def emit(value: Any) -> None:
     finite = json.loads(json.dumps(value, default=_plain), parse_constant=lambda name: None)
     json.dump(finite, sys.stdout, indent=2)
     sys.stdout.write("\n")
+
+
+def _table(*left: str, right: Sequence[str] = (), title: str | None = None) -> Table:
+    """An empty table with these columns, those of `right` (figures) at the right edge."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in left:
+        table.add_column(heading)
+    for heading in right:
+        table.add_column(heading, justify="right")
+    return table
 
 
 def _plain(value: Any) -> Any:
@@ -117,9 +127,7 @@ def train(
 
 
 def _show_spread(console: Console, found: SeedsResult) -> None:
-    table = Table(title=f"{len(found.runs)} seeds", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("metric", "mean", "sd", "min", "max"):
-        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    table = _table("metric", right=("mean", "sd", "min", "max"), title=f"{len(found.runs)} seeds")
     for metric, s in found.spread.items():
         sd = "–" if s["sd"] is None else f"{s['sd']:.3f}"
         table.add_row(metric, f"{s['mean']:.3f}", sd, f"{s['min']:.3f}", f"{s['max']:.3f}")
@@ -163,24 +171,15 @@ def compare(
     console = screen(as_json)
     names = [name.strip() for name in methods.split(",") if name.strip()] if methods else None
     found = workflows.compare(recipe, names, on_cell=lambda name: console.print(f"[dim]{escape(name)} …[/]"))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("", found.metric, "against the best baseline", "time", "peak memory"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    table = _table("", right=(found.metric, "against the best baseline", "time", "peak memory"))
     for cell in found.cells:
         if cell.error is not None:
             table.add_row(escape(cell.name), f"[yellow]{escape(cell.error)}[/]", "", "", "")
             continue
         versus = cell.against_best_baseline
-        difference = (
-            "" if versus is None else f"{versus['difference']:+.3f} ({versus['low']:+.3f} to {versus['high']:+.3f})"
-        )
-        figures = (
-            interval(cell.metrics.get(found.metric)),
-            difference,
-            duration(cell.seconds),
-            size(cell.peak_memory_bytes),
-        )
-        table.add_row(escape(cell.name), *figures)
+        difference = f"{versus['difference']:+.3f} ({versus['low']:+.3f} to {versus['high']:+.3f})" if versus else ""
+        value, cost = interval(cell.metrics.get(found.metric)), size(cell.peak_memory_bytes)
+        table.add_row(escape(cell.name), value, difference, duration(cell.seconds), cost)
     console.print(table)
     console.print(f"[bold]{escape(str(found.path))}[/]  comparison.json · cells/", soft_wrap=True)
     if as_json:
@@ -281,9 +280,7 @@ def methods(as_json: Json = False) -> None:
     if as_json:
         emit([asdict(info) for info in list_methods()])
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("method", "what it does", "adapters", "memory"):
-        table.add_column(heading)
+    table = _table("method", "what it does", "adapters", "memory")
     for info in list_methods():
         table.add_row(info.name, f"{info.summary} ({info.paper})", ", ".join(info.adapters), info.memory)
     screen(False).print(table)
@@ -297,9 +294,7 @@ def tasks(as_json: Json = False) -> None:
     if as_json:
         emit([asdict(info) for info in list_tasks()])
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("task", "kind", "metric", "what it asks", "from"):
-        table.add_column(heading)
+    table = _table("task", "kind", "metric", "what it asks", "from")
     for info in list_tasks():
         table.add_row(info.name, info.kind, info.metric, escape(info.summary), escape(info.source))
     screen(False).print(table)

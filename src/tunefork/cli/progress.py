@@ -23,7 +23,7 @@ class Watcher(Listener):
     def __init__(self, console: Console) -> None:
         self.console = console
         self.steps, self.first, self.last_look, self.last_line = 0, None, "", 0.0
-        self.started, self.tokens_before = 0.0, 0
+        self.started, self.tokens_before, self.forwards = 0.0, 0, 0.0
         self.bar: Progress | None = None
         self.task: TaskID | None = None
 
@@ -49,6 +49,8 @@ class Watcher(Listener):
                 self.console.print(f"[yellow]skipped[/] {escape(f'{path}: {why}')}", soft_wrap=True)
             for difference in event.values["differences"]:
                 self.console.print(f"[yellow]not as before[/] {escape(difference)}", soft_wrap=True)
+        elif event.kind == "note":
+            self.console.print(escape(event.values["text"]), soft_wrap=True)
         elif event.kind == "stop":
             self._close()
 
@@ -64,7 +66,13 @@ class Watcher(Listener):
         used = anonymous_bytes()
         memory = f" · {size(used)}" if used is not None else ""
         look = f" · {self.last_look}" if self.last_look else ""
-        text = f"loss {event.values['loss']:.4f} · {speed:,.0f} tokens/s{memory}{look}"
+        rate = f"{speed:,.0f} tokens/s"
+        if "projected_gradient" in event.values:  # zeroth-order: what is measured along how many directions
+            self.forwards += event.values["row_forwards"]
+            forwards = self.forwards / (now - self.started) if done else 0.0
+            slope, queries = event.values["projected_gradient"], event.values["queries"]
+            rate = f"|g| {slope:.3g} · {queries:.0f} queries · {forwards:,.0f} row-forwards/s"
+        text = f"loss {event.values['loss']:.4f} · {rate}{memory}{look}"
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=event.step, detail=text)
         elif now - self.last_line >= PLAIN_EVERY_SECONDS or event.step == self.steps:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tunefork.data import Finding
-from tunefork.recipe import all_paths
+from tunefork.recipe.load import settings
 from tunefork.report.words import duration, size
 from tunefork.workflows.finetune import Plan
 
@@ -30,13 +30,8 @@ def show_plan(console: Console, plan: Plan) -> None:
     table.add_column("key", style="bold", no_wrap=True)
     table.add_column("value", overflow="fold", max_width=48)
     table.add_column("why", style="dim", overflow="fold")
-    tree = recipe.model_dump(mode="json")
-    for path, info in all_paths():
-        value: Any = tree
-        for part in path.split("."):
-            value = value[part]
-        if path in why or value != _default(info):
-            table.add_row(path, escape(_short(value)), escape(why.get(path, "given")))
+    for path, value, said in settings(recipe.model_dump(mode="json"), why):
+        table.add_row(path, escape(_short(value)), escape(said))
     console.print(table)
     console.print()
     for name, count in job.counts().items():
@@ -99,11 +94,6 @@ def interval(figure: Mapping[str, Any] | None) -> str:
     if figure.get("low") is None or figure.get("high") is None:
         return f"{figure['value']:.3f}"
     return f"{figure['value']:.3f} [dim]({figure['low']:.3f} to {figure['high']:.3f})[/]"
-
-
-def _default(info: Any) -> Any:
-    value = info.get_default(call_default_factory=True)
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _short(value: Any) -> str:

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tunefork.data.findings import examples_of, refuse_above
+from tunefork.data.findings import about_rows, refuse_above
 from tunefork.data.rows import Finding, Item
 from tunefork.data.values import counted, listed, shorten
 from tunefork.recipe.schema import DataSection
@@ -85,18 +85,12 @@ def check_items(
 
 
 def _unusable(items: Sequence[Item], texts: Sequence[str], labels_expected: bool) -> list[Finding]:
-    findings: list[Finding] = []
     empty = [(item.source, "empty text") for item, text in zip(items, texts, strict=True) if not text]
-    if empty:
-        message = f"{counted(len(empty), 'row')} with an empty text."
-        advice = "Fill in the text, or remove these rows."
-        findings.append(Finding("warning", "empty-text", message, len(empty), examples_of(empty), advice))
-    bare = [(item.source, shorten(item.text)) for item in items if item.label is None]
-    if bare and labels_expected:
-        message = f"{counted(len(bare), 'row')} without a label."
-        advice = "Fill in the label, or remove these rows."
-        findings.append(Finding("warning", "missing-label", message, len(bare), examples_of(bare), advice))
-    return findings
+    bare = [(item.source, item.text) for item in items if item.label is None and labels_expected]
+    return [
+        *about_rows("warning", "empty-text", empty, "with an empty text.", "Fill in the text, or remove these rows."),
+        *about_rows("warning", "missing-label", bare, "without a label.", "Fill in the label, or remove these rows."),
+    ]
 
 
 def _conflicts(items: Sequence[Item], texts: Sequence[str]) -> list[Finding]:
@@ -113,13 +107,9 @@ def _conflicts(items: Sequence[Item], texts: Sequence[str]) -> list[Finding]:
             other = next(item for item in group if item.label != group[0].label)
             what = f"{shorten(group[0].text, 50)} is {group[0].label}, but {other.label} at {other.source}"
             contradictory.append((group[0].source, what))
-    if not contradictory:
-        return []
-    message = (
-        f"{counted(rows, 'row')} with a text that also carries another label ({counted(len(contradictory), 'text')})."
-    )
+    what = f"with a text that also carries another label ({counted(len(contradictory), 'text')})."
     advice = "Decide on one label a text; no model can learn both."
-    return [Finding("warning", "conflicting-labels", message, rows, examples_of(contradictory), advice)]
+    return about_rows("warning", "conflicting-labels", contradictory, what, advice, count=rows)
 
 
 def _duplicates(items: Sequence[Item], texts: Sequence[str]) -> list[Finding]:
@@ -131,11 +121,8 @@ def _duplicates(items: Sequence[Item], texts: Sequence[str]) -> list[Finding]:
         earlier = first.setdefault((text, item.label), item)
         if earlier is not item:
             again.append((item.source, f"as {earlier.source}: {shorten(item.text, 50)}"))
-    if not again:
-        return []
-    message = f"{counted(len(again), 'row')} with the text and label of an earlier one."
     advice = "Remove them if they were not meant; carved splits may share them."
-    return [Finding("warning", "duplicate-text", message, len(again), examples_of(again), advice)]
+    return about_rows("warning", "duplicate-text", again, "with the text and label of an earlier one.", advice)
 
 
 def _histogram(items: Sequence[Item]) -> list[Finding]:
@@ -167,14 +154,11 @@ def _unseen(splits: dict[str, Sequence[Item]], section: DataSection) -> list[Fin
         unseen = [
             (item.source, item.label) for item in splits[name] if item.label is not None and item.label not in known
         ]
-        if not unseen:
-            continue
         labels = sorted({label for _, label in unseen})
         excused = section.train_rows is not None or all(label in named for label in labels)
-        message = f"{counted(len(unseen), 'row')} of {name} with a label that train does not have: {listed(labels, 5)}."
+        what = f"of {name} with a label that train does not have: {listed(labels, 5)}."
         advice = "Add such rows to train, remove them here, or check the spelling."
-        level = "warning" if excused else "error"
-        findings.append(Finding(level, "unseen-label", message, len(unseen), examples_of(unseen), advice, name))
+        findings += about_rows("warning" if excused else "error", "unseen-label", unseen, what, advice, name)
     return findings
 
 
@@ -213,13 +197,10 @@ def _shared(
             exact.append((item.source, f"as {exact_at[text].source}: {shorten(text, 50)}"))
         elif form in normal_at:
             near.append((item.source, f"as {normal_at[form].source}: {shorten(text, 50)}"))
-    findings: list[Finding] = []
+    what = f"of {name} with a text that is also in {earlier}"
     advice = f"Remove them from {earlier}: a model that has seen them is not measured on them."
-    for code, shared, how in (
-        ("leaked-exact", exact, ""),
-        ("leaked-normalised", near, ", but for case, spacing and punctuation"),
-    ):
-        if shared:
-            message = f"{counted(len(shared), 'row')} of {name} with a text that is also in {earlier}{how}."
-            findings.append(Finding("warning", code, message, len(shared), examples_of(shared), advice, name))
-    return findings
+    but = f"{what}, but for case, spacing and punctuation."
+    return [
+        *about_rows("warning", "leaked-exact", exact, f"{what}.", advice, name),
+        *about_rows("warning", "leaked-normalised", near, but, advice, name),
+    ]

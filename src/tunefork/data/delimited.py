@@ -44,21 +44,19 @@ def _read(text: str, path: str, tabs: bool) -> tuple[list[Row], list[Finding]]:
         quotes = False
         message = f"`{path}` does not use quotes to enclose fields; its quotes were read as text."
         findings.append(Finding("info", "quotes-are-text", message))
-    records = _records(text, path, delimiter, quotes)
-    first = next((record for record in records if not _blank(record[1])), None)
-    if first is None:
+    records = list(_records(text, path, delimiter, quotes))
+    while records and _blank(records[-1][1]):  # blank lines at the end of a file are nothing to speak of
+        records.pop()
+    if not records:
         raise DataError(f"`{path}` must hold rows. Received separators only.")
-    names, more = column_names(first[1], path, first[0])
+    first = next(i for i, (_, fields) in enumerate(records) if not _blank(fields))
+    names, more = column_names(records[first][1], path, records[first][0])
     tally, nul = Tally(), "\0" in text
     rows: list[Row] = []
-    blanks: list[int] = []
-    for line, fields in records:
+    for line, fields in records[first + 1 :]:
         if _blank(fields):
-            blanks.append(line)
+            tally.add("blank-line", f"{path}:{line}")
             continue
-        for blank in blanks:  # blank lines at the end of a file are nothing to speak of
-            tally.add("blank-line", f"{path}:{blank}")
-        blanks.clear()
         problem = _problem(fields, names, nul)
         if problem:
             tally.add("unreadable-row", f"{path}:{line}", problem)

@@ -121,6 +121,18 @@ def refuse_above(
     return [replace(f, level="error", advice=f"{f.advice} {note}".strip()) if f.code in codes else f for f in findings]
 
 
-def examples_of(sources: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """The first few (where, what) as `file:line: what`."""
-    return tuple(f"{where}: {shorten(what, 100)}" for where, what in sources[:SHOWN])
+def about_rows(
+    level: Literal["error", "warning"],
+    code: str,
+    places: Sequence[tuple[str, str]],
+    what: str,
+    advice: str,
+    split: str = "",
+    count: int | None = None,
+) -> list[Finding]:
+    """`3 rows {what}`, with the first few of `places` (where, what) as examples; nothing where there are none."""
+    if not places:
+        return []
+    count = len(places) if count is None else count
+    examples = tuple(f"{where}: {shorten(text, 100)}" for where, text in places[:SHOWN])
+    return [Finding(level, code, f"{counted(count, 'row')} {what}", count, examples, advice, split)]

@@ -63,14 +63,7 @@ def read_json(text: str, path: str) -> tuple[list[Row], list[Finding]]:
     tally = Tally()
     rows: list[Row] = []
     for place, value in enumerate(array, 1):
-        where = f"{path}:{place}"
-        problem = _not_a_row(value) or _unwritable(value, text)
-        if problem:
-            tally.add("unreadable-row", where, problem)
-            continue
-        if reader.odd_numbers:
-            value = _without_odd_numbers(value, where, tally)
-        rows.append(Row(value, path, place))
+        rows += _as_row(value, text, path, place, tally, reader.odd_numbers > 0)
     return _some(rows, tally, path), findings + tally.findings()
 
 
@@ -86,14 +79,10 @@ def read_json_lines(text: str, path: str) -> tuple[list[Row], list[Finding]]:
         )
     reader, tally = _Reader(), Tally()
     rows: list[Row] = []
-    blanks: list[int] = []
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 may stand inside a string
+    for number, line in enumerate(text.rstrip().split("\n"), 1):  # not splitlines: U+2028 may stand inside a string
         if not line.strip():
-            blanks.append(number)
+            tally.add("blank-line", f"{path}:{number}")
             continue
-        for blank in blanks:
-            tally.add("blank-line", f"{path}:{blank}")
-        blanks.clear()
         where, odd_before = f"{path}:{number}", reader.odd_numbers
         try:
             value = reader.read(line)
@@ -103,15 +92,10 @@ def read_json_lines(text: str, path: str) -> tuple[list[Row], list[Finding]]:
         except ValueError as error:
             tally.add("unreadable-row", where, _brief(error))
             continue
-        problem = _not_a_row(value) or _unwritable(value, line)
-        if problem:
-            tally.add("unreadable-row", where, problem)
-            continue
-        if len(line) > LONG_ROW:
+        found = _as_row(value, line, path, number, tally, reader.odd_numbers > odd_before)
+        if found and len(line) > LONG_ROW:
             tally.add("long-row", where, f"{len(line):,} characters")
-        if reader.odd_numbers > odd_before:
-            value = _without_odd_numbers(value, where, tally)
-        rows.append(Row(value, path, number))
+        rows += found
     return _some(rows, tally, path), tally.findings()
 
 
@@ -140,6 +124,15 @@ def _array(document: Any, path: str) -> tuple[list[Any], list[Finding]]:
         f"A .json file must be an array of objects, or an object whose `data` is one. Received {what} (`{path}`). "
         "Try a .jsonl file with one object a line."
     )
+
+
+def _as_row(value: Any, text: str, path: str, line: int, tally: Tally, odd_numbers: bool) -> list[Row]:
+    """The value read from `text` as a row; none, said in the tally, where it cannot be one."""
+    where = f"{path}:{line}"
+    if problem := _not_a_row(value) or _unwritable(value, text):
+        tally.add("unreadable-row", where, problem)
+        return []
+    return [Row(_without_odd_numbers(value, where, tally) if odd_numbers else value, path, line)]
 
 
 def _not_a_row(value: Any) -> str:

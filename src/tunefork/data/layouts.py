@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
 from tunefork.data.chats import SHAREGPT_ONLY, Renamed, conversation
 from tunefork.data.findings import Problem, Tally
 from tunefork.data.rows import Finding, Row
-from tunefork.data.values import is_blank, listed, plain_text
+from tunefork.data.values import is_blank, listed, look_up, plain_text
 from tunefork.errors import DataError, did_you_mean
 from tunefork.recipe.schema import Layout
 
@@ -96,7 +96,7 @@ def apply_layout(
     swapped = 0
     laid_out: list[Row] = []
     for row in named:
-        values = _LAID_OUT[layout](row, tally, renamed, answers)
+        values = _laid_out(row, layout, tally, renamed, answers)
         if isinstance(values, Problem):
             tally.add(values.code, row.source, values.what)
             swapped += values.code == "nothing-to-train" and "swapped" in values.what
@@ -116,8 +116,11 @@ def apply_layout(
 def _with_fields(rows: Sequence[Row], fields: Mapping[str, str], tally: Tally, answers: bool) -> list[Row]:
     if not fields or not rows:
         return list(rows)
-    there = {name: any(_at(row.values, column) is not _MISSING for row in rows) for name, column in fields.items()}
-    absent = [name for name in fields if not there[name]]
+    absent = [
+        name
+        for name, column in fields.items()
+        if all(look_up(row.values, column, _MISSING) is _MISSING for row in rows)
+    ]
     if absent and (answers or len(absent) == len(fields)):
         columns = list(dict.fromkeys(key for row in rows[:1000] for key in row.values))
         column = fields[absent[0]]
@@ -127,7 +130,7 @@ def _with_fields(rows: Sequence[Row], fields: Mapping[str, str], tally: Tally, a
         )
     named: list[Row] = []
     for row in rows:
-        values = {name: _at(row.values, column) for name, column in fields.items()}
+        values = {name: look_up(row.values, column, _MISSING) for name, column in fields.items()}
         missing = [fields[name] for name, value in values.items() if value is _MISSING]
         if missing and answers:
             tally.add("missing-field", row.source, f"no {listed(missing)}")
@@ -137,31 +140,20 @@ def _with_fields(rows: Sequence[Row], fields: Mapping[str, str], tally: Tally, a
     return named
 
 
-def _at(values: Mapping[str, Any], column: str) -> Any:
-    if column in values:
-        return values[column]
-    inside: Any = values
-    for part in column.split("."):
-        if not isinstance(inside, Mapping) or part not in inside:
-            return _MISSING
-        inside = inside[part]
-    return inside
-
-
-def _columns(row: Row, tally: Tally, renamed: Renamed, answers: bool) -> Mapping[str, Any]:
+def _laid_out(row: Row, layout: Layout, tally: Tally, renamed: Renamed, answers: bool) -> Mapping[str, Any] | Problem:
+    if layout in ("openai", "sharegpt"):
+        return conversation(row, tally, renamed, sharegpt=layout == "sharegpt", answers=answers)
+    if layout == "alpaca":
+        return _alpaca(row, answers)
+    if layout == "prompt_completion":
+        return _pair(row, "prompt", "completion", answers)
+    if layout == "text":
+        text = _required(row.values, "text")
+        return text if isinstance(text, Problem) else {**row.values, "text": text}
     return row.values
 
 
-def _text(row: Row, tally: Tally, renamed: Renamed, answers: bool) -> Mapping[str, Any] | Problem:
-    text = _required(row.values, "text")
-    return text if isinstance(text, Problem) else {**row.values, "text": text}
-
-
-def _prompt_completion(row: Row, tally: Tally, renamed: Renamed, answers: bool) -> Mapping[str, Any] | Problem:
-    return _pair(row, "prompt", "completion", answers)
-
-
-def _alpaca(row: Row, tally: Tally, renamed: Renamed, answers: bool) -> Mapping[str, Any] | Problem:
+def _alpaca(row: Row, answers: bool) -> Mapping[str, Any] | Problem:
     more = row.values.get("input")
     extra = "" if is_blank(more) else plain_text(more)
     if extra is None:
@@ -196,21 +188,3 @@ def _required(values: Mapping[str, Any], name: str) -> str | Problem:
 
 def _kind(value: object) -> str:
     return "a list" if isinstance(value, list) else "an object" if isinstance(value, Mapping) else type(value).__name__
-
-
-def _openai(row: Row, tally: Tally, renamed: Renamed, answers: bool) -> Mapping[str, Any] | Problem:
-    return conversation(row, tally, renamed, sharegpt=False, answers=answers)
-
-
-def _sharegpt(row: Row, tally: Tally, renamed: Renamed, answers: bool) -> Mapping[str, Any] | Problem:
-    return conversation(row, tally, renamed, sharegpt=True, answers=answers)
-
-
-_LAID_OUT: dict[str, Callable[[Row, Tally, Renamed, bool], Mapping[str, Any] | Problem]] = {
-    "columns": _columns,
-    "text": _text,
-    "prompt_completion": _prompt_completion,
-    "alpaca": _alpaca,
-    "openai": _openai,
-    "sharegpt": _sharegpt,
-}

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from tunefork.data.findings import LEFT_OUT, examples_of, refuse_above
+from tunefork.data.findings import LEFT_OUT, about_rows, refuse_above
 from tunefork.data.hub import PREFIX, Role
 from tunefork.data.layouts import apply_layout, detect_layout
 from tunefork.data.read import read_rows
 from tunefork.data.rows import Finding, Row, Splits
-from tunefork.data.split import draw, draw_groups
+from tunefork.data.split import draw, draw_groups, draw_per_label
 from tunefork.data.values import counted, label_text, listed
 from tunefork.errors import DataError, did_you_mean
 from tunefork.recipe.schema import DataSection
@@ -53,6 +53,13 @@ def load_splits(section: DataSection, seed: int, label_of: LabelOf | None) -> tu
         findings += _check_groups(section.group_field, rows)
     if "train" in files:
         _carve(rows, origin, files, section, seed, label_of)
+    shots = section.rows_per_label
+    for role in ("train", "dev"):
+        if shots is None or label_of is None:
+            break
+        taken = draw_per_label(_labels(rows[role], label_of), shots, seed, f"{role}_shots")
+        origin[role] += f"; {shots:,} of each label drawn (data.rows_per_label)"
+        rows[role] = [rows[role][i] for i in taken]
     for role in ROLES:
         limit: int | None = getattr(section, f"{role}_rows")
         if limit is not None and limit < len(rows[role]):
@@ -163,19 +170,16 @@ def _check_groups(field: str, rows: Mapping[str, Sequence[Row]]) -> list[Finding
                 f"{listed(columns)}.{did_you_mean(field, columns)} Try naming one of them."
             )
         without = [(row.source, f"no `{field}`") for row, name in named if name is None]
-        if without:
-            message = f"{counted(len(without), 'row')} without a value of `{field}`, each kept as a group by itself."
-            advice = "Fill in the column where rows belong together."
-            findings.append(Finding("warning", "no-group", message, len(without), examples_of(without), advice, role))
+        what = f"without a value of `{field}`, each kept as a group by itself."
+        advice = "Fill in the column where rows belong together."
+        findings += about_rows("warning", "no-group", without, what, advice, role)
         crossing = [
             (row.source, f"group {name} is also in {seen[name]}")
             for row, name in named
             if name is not None and name in seen
         ]
-        if crossing:
-            message = f"{counted(len(crossing), 'row')} of {role} in groups of `{field}` that another file has too."
-            advice = "Move each group into one file, or give one file and let it be split."
-            found = Finding("error", "group-in-two-splits", message, len(crossing), examples_of(crossing), advice, role)
-            findings.append(found)
+        what = f"of {role} in groups of `{field}` that another file has too."
+        advice = "Move each group into one file, or give one file and let it be split."
+        findings += about_rows("error", "group-in-two-splits", crossing, what, advice, role)
         seen.update({name: role for _, name in named if name is not None and name not in seen})
     return findings

@@ -47,6 +47,14 @@ def draw(labels: Sequence[Hashable], size: int, seed: int, purpose: str, *, leav
     return sorted(taken)
 
 
+def draw_per_label(labels: Sequence[Hashable], size: int, seed: int, purpose: str) -> list[int]:
+    """Indices of `size` rows of each label (k-shot), sorted; all rows of a label that has fewer."""
+    by_label: dict[Hashable, list[int]] = defaultdict(list)
+    for index, label in enumerate(labels):
+        by_label[label].append(index)
+    return sorted(i for indices in by_label.values() for i in shuffled(indices, seed, purpose)[:size])
+
+
 def draw_groups(
     labels: Sequence[Hashable], groups: Sequence[Hashable], size: int, seed: int, purpose: str
 ) -> list[int]:

@@ -41,6 +41,18 @@ def label_text(value: object) -> str | None:
     return str(int(whole[1])) if whole else text
 
 
+def look_up(values: Mapping[str, Any], path: str, absent: Any = None) -> Any:
+    """The value under a name, or at a dotted path into objects; `absent` where there is none."""
+    if path in values:
+        return values[path]
+    inside: Any = values
+    for part in path.split("."):
+        if not isinstance(inside, Mapping) or part not in inside:
+            return absent
+        inside = inside[part]
+    return inside
+
+
 def is_blank(value: object) -> bool:
     """None, NaN, or text of spaces only."""
     if isinstance(value, str):

@@ -6,23 +6,23 @@ import csv
 import gzip
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tunefork.data.files import ACCEPTED, TEXT_FORMATS, format_of
 from tunefork.errors import DataError, MissingExtraError, MissingFileError
+from tunefork.files import write_atomic
 
 
 def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes rows as csv, tsv, json, jsonl (each also .gz), xlsx or parquet, by the extension of `path`.
 
     Columns are those of all rows, in the order they are met. In csv, tsv and xlsx lists and objects become JSON text
-    and None an empty cell. The file is written beside `path` and renamed, so no half-written one is ever seen.
+    and None an empty cell. No half-written file is ever seen.
 
-    Raises DataError for another extension or a disk that refuses, MissingFileError for a missing folder,
-    MissingExtraError when the format's package is not installed.
+    Raises DataError for another extension, MissingFileError for a missing folder, MissingExtraError when the format's
+    package is not installed, RunError or TrainingError when the disk refuses.
     """
     path = Path(path)
     kind = format_of(path.name)
@@ -37,18 +37,7 @@ def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
             data = gzip.compress(data, mtime=0)  # the same rows give the same bytes
     else:
         data = _workbook(path, columns, rows) if kind == "xlsx" else _parquet(path, columns, rows)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise DataError(
-            f"`{path}` must be writable. Received: {error.strerror or error}. Try another folder or disk."
-        ) from error
+    write_atomic(path, data)
 
 
 def _as_text(kind: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -9,10 +9,11 @@ from tunefork.evaluate.baselines import (
     run_baselines,
 )
 from tunefork.evaluate.generate import Generated, generate
-from tunefork.evaluate.harness import look_metrics, mean_loss, predict_examples
+from tunefork.evaluate.harness import Asking, look_metrics, mean_loss, predict_examples
 from tunefork.evaluate.summary import Change, Value, compare_predictions, gained_lost, measure
 
 __all__ = [
+    "Asking",
     "BaselineInfo",
     "BaselineResult",
     "Change",

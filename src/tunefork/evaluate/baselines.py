@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from tunefork.evaluate import linear
 from tunefork.evaluate.demonstrations import SEPARATOR, choose_demonstrations, with_demonstrations
 from tunefork.evaluate.features import frozen_features, text_ids
 from tunefork.evaluate.generate import answer_renderer
-from tunefork.evaluate.harness import candidate_prediction, nothing, predict_examples
+from tunefork.evaluate.harness import Asking, candidate_prediction, predict_examples
 from tunefork.evaluate.summary import Value, measure
 from tunefork.metrics import lead_n
 from tunefork.recipe.schema import EvaluateSection
@@ -51,18 +50,17 @@ class BaselineResult:
 
 @dataclass(frozen=True)
 class _Inputs:
-    task: Task
-    renderer: Renderer
+    asking: Asking
     train: Sequence[Example]
     dev: Sequence[Example]
     test: Sequence[Example]
     model: Callable[[], torch.nn.Module]
     section: EvaluateSection
     seed: int
-    device: torch.device
-    tokens_per_batch: int
-    check: Callable[[], None]
-    compute: Callable[[], AbstractContextManager[object]]
+
+    @property
+    def task(self) -> Task:
+        return self.asking.task
 
 
 def list_baselines() -> list[BaselineInfo]:
@@ -91,46 +89,33 @@ def check_baselines(names: Sequence[str], task: Task) -> None:
 
 def run_baselines(
     names: Sequence[str],
+    asking: Asking,
     *,
-    task: Task,
-    renderer: Renderer,
     train: Sequence[Example],
     dev: Sequence[Example],
     test: Sequence[Example],
     model_provider: Callable[[], torch.nn.Module],
     section: EvaluateSection,
     seed: int,
-    device: torch.device,
-    tokens_per_batch: int,
-    check: Callable[[], None] = nothing,
-    compute: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> dict[str, BaselineResult]:
     """Each named baseline on `test`: learned from `train` alone, settings chosen on `dev`, deterministic in `seed`.
 
     `model_provider` is called at most once, when the first baseline needs the untrained model; loading is not
     counted in its seconds. Empty without test rows. Raises UnsupportedError as `check_baselines` does.
     """
-    check_baselines(names, task)
-    loaded: list[torch.nn.Module] = []
-
-    def model() -> torch.nn.Module:
-        if not loaded:
-            loaded.append(model_provider())
-        return loaded[0]
-
-    inputs = _Inputs(task, renderer, train, dev, test, model, section, seed, device, tokens_per_batch, check, compute)
+    check_baselines(names, asking.task)
+    inputs = _Inputs(asking, train, dev, test, functools.cache(model_provider), section, seed)
     results: dict[str, BaselineResult] = {}
     for name in names if test else ():
-        check()
+        asking.check()
         info, say = _REGISTRY[name]
         if info.needs_model:
-            model()
+            inputs.model()
         started = time.perf_counter()
         predictions, forwarded, notes = say(inputs)
         seconds = time.perf_counter() - started
-        results[name] = BaselineResult(
-            predictions, measure(task, predictions, section, seed), seconds, forwarded, tuple(notes)
-        )
+        metrics = measure(asking.task, predictions, section, seed)
+        results[name] = BaselineResult(predictions, metrics, seconds, forwarded, tuple(notes))
     return results
 
 
@@ -160,25 +145,15 @@ def _tfidf(inputs: _Inputs) -> Says:
 
 
 def _probe(inputs: _Inputs) -> Says:
-    train, dev = _labelled(inputs.train), _labelled(inputs.dev)
-    encoded = [text_ids(inputs.renderer, _text(e)) for e in (*train, *dev, *inputs.test)]
-    features = frozen_features(
-        inputs.model(),
-        [ids for ids, _ in encoded],
-        pad=inputs.renderer.pad,
-        device=inputs.device,
-        tokens_per_batch=inputs.tokens_per_batch,
-        compute=inputs.compute,
-        check=inputs.check,
-    )
+    train, dev, renderer = _labelled(inputs.train), _labelled(inputs.dev), inputs.asking.renderer
+    encoded = [text_ids(renderer, _text(e)) for e in (*train, *dev, *inputs.test)]
+    features = frozen_features(inputs.model(), [ids for ids, _ in encoded], pad=renderer.pad, **inputs.asking.passes)
     a, b = len(train), len(train) + len(dev)
     scaled = linear.standardised(features[:a], features[a:b], features[b:])
     predictions, _, notes = _linear(inputs, train, dev, scaled, linear.PROBE_C)
     cut = sum(1 for _, missing in encoded if missing)
     if cut:
-        notes.append(
-            f"{cut} of {len(encoded)} texts are longer than {inputs.renderer.max_length} tokens; their end was cut."
-        )
+        notes.append(f"{cut} of {len(encoded)} texts are longer than {renderer.max_length} tokens; their end was cut.")
     return predictions, len(encoded), notes
 
 
@@ -206,26 +181,27 @@ def _linear(
         grid=grid,
         score=score,
         seed=inputs.seed,
-        check=inputs.check,
+        check=inputs.asking.check,
     )
     predictions = [candidate_prediction(task, e, p) for e, p in zip(inputs.test, probabilities, strict=True)]
     return predictions, 0, [note]
 
 
 def _zero_shot(inputs: _Inputs) -> Says:
-    return _ask(inputs, inputs.test), len(inputs.test), []
+    return predict_examples(inputs.model(), inputs.asking, inputs.test), len(inputs.test), []
 
 
 def _in_context(inputs: _Inputs) -> Says:
-    task, wanted = inputs.task, inputs.section.demonstrations
+    task, renderer, wanted = inputs.task, inputs.asking.renderer, inputs.section.demonstrations
     chosen = choose_demonstrations(task, inputs.train, inputs.test, wanted, inputs.seed)
-    asking = answer_renderer(inputs.model(), inputs.renderer) if task.form == "text" else inputs.renderer
+    if task.form == "text":
+        renderer = answer_renderer(inputs.model(), renderer)
     asked: list[Example] = []
     rendered: list[Rendered] = []
     left_out = rows_short = 0
     for example in inputs.test:
-        inputs.check()
-        question, pieces, kept = _fitted(task, asking, example, chosen)
+        inputs.asking.check()
+        question, pieces, kept = _fitted(renderer, example, chosen)
         asked.append(question)
         rendered += pieces
         left_out += len(chosen) - kept
@@ -238,16 +214,17 @@ def _in_context(inputs: _Inputs) -> Says:
             f"{left_out} did not fit, in {rows_short} of {len(asked)} rows, and were left out, the first ones first."
         )
     stop = () if any(SEPARATOR in (e.answer or "") for e in chosen) else (SEPARATOR,)
-    return _ask(inputs, asked, rendered=rendered, more_stops=stop), len(asked), notes
+    predictions = predict_examples(inputs.model(), inputs.asking, asked, rendered=rendered, more_stops=stop)
+    return predictions, len(asked), notes
 
 
 def _fitted(
-    task: Task, renderer: Renderer, example: Example, demonstrations: Sequence[Example]
+    renderer: Renderer, example: Example, demonstrations: Sequence[Example]
 ) -> tuple[Example, list[Rendered], int]:
     """The question after as many demonstrations as fit, from the right; it rendered; and how many there are."""
     for first in range(len(demonstrations)):
         question = with_demonstrations(example, demonstrations[first:], masked=renderer.model_kind == "masked")
-        if task.form == "text" and renderer.prompt(question).cut:
+        if renderer.task.form == "text" and renderer.prompt(question).cut:
             continue
         pieces = renderer.render(question)
         if not any(r.cut for r in pieces):
@@ -260,20 +237,6 @@ def _lead3(inputs: _Inputs) -> Says:
         Prediction(e.source, lead_n(_text(e), 3), e.answer, references=e.references, group=e.group) for e in inputs.test
     ]
     return predictions, 0, []
-
-
-def _ask(inputs: _Inputs, examples: Sequence[Example], **more: Any) -> list[Prediction]:
-    return predict_examples(
-        inputs.model(),
-        inputs.task,
-        inputs.renderer,
-        examples,
-        device=inputs.device,
-        tokens_per_batch=inputs.tokens_per_batch,
-        check=inputs.check,
-        compute=inputs.compute,
-        **more,
-    )
 
 
 def _labelled(examples: Sequence[Example]) -> list[Example]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 
 def pack(lengths: Sequence[int], budget: int, sequences: Sequence[int] | None = None) -> list[list[int]]:
     """Indices in groups of at most `budget` padded tokens (a single row may be longer), longest first.
@@ -22,3 +24,17 @@ def pack(lengths: Sequence[int], budget: int, sequences: Sequence[int] | None = 
             groups.append([i])
             width, filled = lengths[i], fans[i]
     return groups
+
+
+def padded(
+    texts: Sequence[Sequence[int]], pad: int, device: torch.device, *, left: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """ids and mask [S, T] int64; with `left` the texts stand at the right end, so that the last position is a token."""
+    width = max(len(text) for text in texts)
+    ids = torch.full((len(texts), width), pad, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for k, text in enumerate(texts):
+        place = slice(width - len(text), width) if left else slice(len(text))
+        ids[k, place] = torch.tensor(text)
+        mask[k, place] = 1
+    return ids.to(device), mask.to(device)

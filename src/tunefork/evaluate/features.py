@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from tunefork.errors import UnsupportedError
-from tunefork.evaluate.batching import pack
+from tunefork.evaluate.batching import pack, padded
 from tunefork.models import bare_model
 from tunefork.render import Renderer
 
@@ -52,13 +52,7 @@ def frozen_features(
     with torch.inference_mode():
         for group in pack([len(t) for t in texts], tokens_per_batch):
             check()
-            width = max(len(texts[i]) for i in group)
-            ids = torch.full((len(group), width), pad, dtype=torch.int64)
-            mask = torch.zeros_like(ids)
-            for k, i in enumerate(group):
-                ids[k, : len(texts[i])] = torch.tensor(texts[i])
-                mask[k, : len(texts[i])] = 1
-            ids, mask = ids.to(device), mask.to(device)
+            ids, mask = padded([texts[i] for i in group], pad, device)
             with compute():
                 states = backbone(input_ids=ids, attention_mask=mask).last_hidden_state.float()
             real = mask.unsqueeze(-1).float()

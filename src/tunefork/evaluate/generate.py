@@ -12,7 +12,7 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, StoppingCriteria, StoppingCriteriaList
 
 from tunefork.errors import UnsupportedError
-from tunefork.evaluate.batching import pack
+from tunefork.evaluate.batching import pack, padded
 from tunefork.models import bare_model
 from tunefork.render import Renderer
 
@@ -116,16 +116,12 @@ def generate(
     answers: list[Generated | None] = [None] * len(prompts)
     for group in pack([len(p) + max_new_tokens for p in prompts], tokens_per_batch):
         check()
-        width = max(len(prompts[i]) for i in group)
-        ids = torch.full((len(group), width), renderer.pad, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for k, i in enumerate(group):
-            ids[k, width - len(prompts[i]) :] = torch.tensor(prompts[i])
-            mask[k, width - len(prompts[i]) :] = 1
+        ids, mask = padded([prompts[i] for i in group], renderer.pad, device, left=True)
+        width = ids.shape[1]
         with compute():
             out = model.generate(  # type: ignore[operator]
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
+                input_ids=ids,
+                attention_mask=mask,
                 generation_config=config,
                 stopping_criteria=StoppingCriteriaList([_EndOfText(tokenizer, stop, width, check)]),
             )

@@ -27,111 +27,87 @@ def nothing() -> None:
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """How forward passes are made."""
+class Asking:
+    """How a model is asked: its one way of rendering, which knows the task, and how forward passes are made."""
 
-    model: torch.nn.Module
     renderer: Renderer
     device: torch.device
-    tokens_per_batch: int
-    check: Callable[[], None]
-    compute: Callable[[], AbstractContextManager[object]]
+    tokens_per_batch: int  # padded tokens in a batch, at most; a single row may be longer
+    check: Callable[[], None] = nothing  # called before every batch and at every generated token; may raise
+    compute: Callable[[], AbstractContextManager[object]] = nullcontext  # the context of a forward pass (autocast)
+
+    @property
+    def task(self) -> Task:
+        return self.renderer.task
+
+    @property
+    def passes(self) -> dict[str, Any]:
+        """All but the renderer, by name."""
+        return {name: getattr(self, name) for name in ("device", "tokens_per_batch", "check", "compute")}
 
 
 def predict_examples(
     model: torch.nn.Module,
-    task: Task,
-    renderer: Renderer,
+    asking: Asking,
     examples: Sequence[Example],
     *,
-    device: torch.device,
-    tokens_per_batch: int,
-    check: Callable[[], None] = nothing,
-    compute: Callable[[], AbstractContextManager[object]] = nullcontext,
     rendered: Sequence[Rendered] | None = None,
     generated: bool | None = None,
     more_stops: Sequence[str] = (),
 ) -> list[Prediction]:
-    """A prediction a row, in the order given; batched by length, `tokens_per_batch` padded tokens at most.
+    """A prediction a row, in the order given; batched by length.
 
     Tasks with candidates give probabilities. Text and chat give the loss of the right answer (mean nats a trained
     token) where there is one, and greedy text where `generated` says so (None: where a metric other than `loss` and
     `stopped` needs it), which ends at the end token, the task's stop strings or `more_stops`.
 
-    `rendered` saves rendering again: what `renderer.render` gave for these very examples, in any order. `check` is
-    called before every batch and at every generated token; what it raises comes through. `compute` is the context
-    of each forward pass (autocast). The model comes back in the mode it was in; no random state is touched.
+    `rendered` saves rendering again: what `renderer.render` gave for these very examples, in any order. The model
+    comes back in the mode it was in; no random state is touched.
     """
-    now = _Pass(model, renderer, device, tokens_per_batch, check, compute)
+    task = asking.task
     if rendered is None:
-        pieces = [(i, r) for i, example in enumerate(examples) for r in renderer.render(example)]
+        pieces = [(i, r) for i, example in enumerate(examples) for r in asking.renderer.render(example)]
     else:
         place = {id(example): i for i, example in enumerate(examples)}
         pieces = [(place[id(r.example)], r) for r in rendered]
     with _evaluating(model):
         if task.form not in ("text", "chat"):
-            return _candidates(now, task, examples, pieces)
+            return _candidates(model, asking, examples, pieces)
         if generated is None:
             generated = any(metric not in UNGENERATED for metric in task.metrics)
-        return _texts(now, task, examples, pieces, generated, (*task.stop, *more_stops))
+        return _texts(model, asking, examples, pieces, generated, (*task.stop, *more_stops))
 
 
-def mean_loss(
-    model: torch.nn.Module,
-    renderer: Renderer,
-    rendered: Sequence[Rendered],
-    *,
-    device: torch.device,
-    tokens_per_batch: int,
-    check: Callable[[], None] = nothing,
-    compute: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> float:
+def mean_loss(model: torch.nn.Module, asking: Asking, rendered: Sequence[Rendered]) -> float:
     """The loss training minimises, over all rows: sum of row losses / sum of row weights (nats a token, or a row).
 
     Rows that teach nothing (no label, no trained token) are left out. Raises DataError when there are no others.
     """
-    now = _Pass(model, renderer, device, tokens_per_batch, check, compute)
     teaching = [r for r in rendered if r.example.gold is not None or any(r.trained[1:])]
     if not teaching:
         raise DataError("A loss needs at least one row with a known answer. Received none. Try a labelled file.")
     with _evaluating(model):
-        pairs = _losses(now, teaching)
+        pairs = _losses(model, asking, teaching)
     return sum(loss for loss, _ in pairs) / sum(weight for _, weight in pairs)
 
 
 def look_metrics(
-    model: torch.nn.Module,
-    task: Task,
-    renderer: Renderer,
-    examples: Sequence[Example],
-    rendered: Sequence[Rendered],
-    *,
-    device: torch.device,
-    tokens_per_batch: int,
-    check: Callable[[], None] = nothing,
-    compute: Callable[[], AbstractContextManager[object]] = nullcontext,
+    model: torch.nn.Module, asking: Asking, examples: Sequence[Example], rendered: Sequence[Rendered]
 ) -> tuple[str, float, bool, Mapping[str, float]]:
     """A look at dev during training: (choosing metric, its value, whether higher is better, all metrics).
 
     Candidates: the task's metrics. Text and chat: the loss (lower is better), unless the task's choosing metric is
     one of generated text. Rows without a right answer are left out. Raises DataError when there are no others.
     """
-    how: dict[str, Any] = {
-        "device": device,
-        "tokens_per_batch": tokens_per_batch,
-        "check": check,
-        "compute": compute,
-    }
+    task = asking.task
     if task.form in ("text", "chat") and task.metric == LOSS:
-        loss = mean_loss(model, renderer, rendered, **how)
+        loss = mean_loss(model, asking, rendered)
         return LOSS, loss, False, {LOSS: loss}
     known = [e for e in examples if e.gold is not None or e.golds or e.references or e.answer or e.messages]
     if not known:
         raise DataError("A metric needs at least one row with a known answer. Received none. Try a labelled file.")
     wanted = {id(e) for e in known}
-    predictions = predict_examples(
-        model, task, renderer, known, rendered=[r for r in rendered if id(r.example) in wanted], **how
-    )
+    predictions = predict_examples(model, asking, known, rendered=[r for r in rendered if id(r.example) in wanted])
     rows = np.arange(len(predictions))
     statistics = task.statistics(predictions)
     values = {s.name: s(rows) for s in statistics}
@@ -157,37 +133,29 @@ def candidate_prediction(task: Task, example: Example, probabilities: Sequence[f
 
 
 def _candidates(
-    now: _Pass, task: Task, examples: Sequence[Example], pieces: Sequence[tuple[int, Rendered]]
+    model: torch.nn.Module, asking: Asking, examples: Sequence[Example], pieces: Sequence[tuple[int, Rendered]]
 ) -> list[Prediction]:
     rendered = dict(pieces)
-    scores = _scores(now, [rendered[i] for i in range(len(examples))])
-    return [candidate_prediction(task, e, np.exp(row)) for e, row in zip(examples, scores, strict=True)]
+    scores = _scores(model, asking, [rendered[i] for i in range(len(examples))])
+    return [candidate_prediction(asking.task, e, np.exp(row)) for e, row in zip(examples, scores, strict=True)]
 
 
-def _scores(now: _Pass, rendered: Sequence[Rendered]) -> list[np.ndarray]:
+def _scores(model: torch.nn.Module, asking: Asking, rendered: Sequence[Rendered]) -> list[np.ndarray]:
     """Log-probabilities over each row's own candidates, or over the classes of a head."""
-    share = any(r.fanned_out for r in rendered) and can_share_prefix(now.model)
+    share = any(r.fanned_out for r in rendered) and can_share_prefix(model)
     sharing = [i for i, r in enumerate(rendered) if share and r.fanned_out and r.ids]
     whole = sorted(set(range(len(rendered))) - set(sharing))
     found: dict[int, np.ndarray] = {}
-    for rows in _groups(now, [rendered[i] for i in whole]):
-        now.check()
+    for rows in _groups(asking, [rendered[i] for i in whole]):
+        asking.check()
         some = [whole[k] for k in rows]
-        batch = now.renderer.batch([rendered[i] for i in some]).to(now.device)
-        with now.compute():
-            scores = row_scores(now.model, batch).cpu().numpy()
+        batch = asking.renderer.batch([rendered[i] for i in some]).to(asking.device)
+        with asking.compute():
+            scores = row_scores(model, batch).cpu().numpy()
         for i, row in zip(some, scores, strict=True):
             found[i] = row[: len(rendered[i].candidates) or None]
-    sums = prefix_scores(
-        now.model,
-        [rendered[i].ids for i in sharing],
-        [rendered[i].candidates for i in sharing],
-        pad=now.renderer.pad,
-        device=now.device,
-        tokens_per_batch=now.tokens_per_batch,
-        compute=now.compute,
-        check=now.check,
-    )
+    prompts, candidates = [rendered[i].ids for i in sharing], [rendered[i].candidates for i in sharing]
+    sums = prefix_scores(model, prompts, candidates, pad=asking.renderer.pad, **asking.passes)
     for i, row in zip(sharing, sums, strict=True):
         means = torch.tensor([total / len(c) for total, c in zip(row, rendered[i].candidates, strict=True)])
         found[i] = normalised_scores(means, torch.zeros(len(means), dtype=torch.int64), 1)[0].numpy()
@@ -195,8 +163,8 @@ def _scores(now: _Pass, rendered: Sequence[Rendered]) -> list[np.ndarray]:
 
 
 def _texts(
-    now: _Pass,
-    task: Task,
+    model: torch.nn.Module,
+    asking: Asking,
     examples: Sequence[Example],
     pieces: Sequence[tuple[int, Rendered]],
     generated: bool,
@@ -205,25 +173,16 @@ def _texts(
     """Loss where the right answer is known, and text where it is asked for."""
     learned = [(i, r) for i, r in pieces if any(r.trained[1:])]  # several a chat whose template rewrites earlier turns
     sums = np.zeros((len(examples), 2))
-    for (i, _), pair in zip(learned, _losses(now, [r for _, r in learned]), strict=True):
+    for (i, _), pair in zip(learned, _losses(model, asking, [r for _, r in learned]), strict=True):
         sums[i] += pair
     said: list[Generated | None] = [None] * len(examples)
     cuts = [0] * len(examples)
     if generated:
-        asking = answer_renderer(now.model, now.renderer)
-        prompts = [asking.prompt(e) for e in examples]
+        renderer = answer_renderer(model, asking.renderer)
+        prompts = [renderer.prompt(e) for e in examples]
         cuts = [p.cut for p in prompts]
-        said[:] = generate(
-            now.model,
-            now.renderer,
-            [p.ids for p in prompts],
-            max_new_tokens=task.max_new_tokens,
-            stop=stops,
-            device=now.device,
-            tokens_per_batch=now.tokens_per_batch,
-            compute=now.compute,
-            check=now.check,
-        )
+        options = {"max_new_tokens": asking.task.max_new_tokens, "stop": stops, **asking.passes}
+        said[:] = generate(model, asking.renderer, [p.ids for p in prompts], **options)
     return [
         Prediction(
             example.source,
@@ -245,26 +204,26 @@ def _right(example: Example) -> str | None:
     return None if example.answer is None else example.answer.strip()
 
 
-def _losses(now: _Pass, rendered: Sequence[Rendered]) -> list[tuple[float, float]]:
+def _losses(model: torch.nn.Module, asking: Asking, rendered: Sequence[Rendered]) -> list[tuple[float, float]]:
     """(summed loss, weight) of each."""
     found: list[tuple[float, float]] = [(0.0, 0.0)] * len(rendered)
-    for group in _groups(now, rendered):
-        now.check()
-        batch = now.renderer.batch([rendered[k] for k in group], learn=True).to(now.device)
-        with now.compute():
-            losses = row_losses(now.model, batch)
+    for group in _groups(asking, rendered):
+        asking.check()
+        batch = asking.renderer.batch([rendered[k] for k in group], learn=True).to(asking.device)
+        with asking.compute():
+            losses = row_losses(model, batch)
         for k, loss, weight in zip(group, losses.tolist(), batch.weights.tolist(), strict=True):
             found[k] = (loss, weight)
     return found
 
 
-def _groups(now: _Pass, rendered: Sequence[Rendered]) -> list[list[int]]:
+def _groups(asking: Asking, rendered: Sequence[Rendered]) -> list[list[int]]:
     """Batches of row numbers. Rows of one sequence and rows of several do not mix: a batch fans out all or none."""
     groups: list[list[int]] = []
     for fanned in (False, True):
         rows = [i for i, r in enumerate(rendered) if r.fanned_out == fanned]
         fans = [len(rendered[i].candidates) if fanned else 1 for i in rows]
-        packed = pack([rendered[i].longest for i in rows], now.tokens_per_batch, fans)
+        packed = pack([rendered[i].longest for i in rows], asking.tokens_per_batch, fans)
         groups += [[rows[k] for k in group] for group in packed]
     return groups
 

@@ -12,7 +12,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from tunefork.evaluate.batching import pack
+from tunefork.evaluate.batching import pack, padded
 from tunefork.models import bare_model, has_learned_prefix
 
 _ARGUMENTS = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep")
@@ -59,7 +59,7 @@ def prefix_scores(
     scores: list[list[float]] = [[] for _ in prompts]
     for group in pack([len(p) for p in prompts], tokens_per_batch):
         check()
-        ids, mask = _left_padded([prompts[i] for i in group], pad, device)
+        ids, mask = padded([prompts[i] for i in group], pad, device, left=True)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         with compute():
             out = model(
@@ -94,12 +94,8 @@ def _continuations(
     compute: Callable[[], AbstractContextManager[object]],
 ) -> list[float]:
     """Summed log-probability of each text after the cached prompt `rows` points at; `first` [prompts, V]."""
-    width = max(len(t) for t in texts)
-    tokens = torch.zeros(len(texts), width, dtype=torch.int64, device=rows.device)
-    real = torch.zeros_like(tokens)
-    for k, text in enumerate(texts):
-        tokens[k, : len(text)] = torch.tensor(text, device=rows.device)
-        real[k, : len(text)] = 1
+    tokens, real = padded(texts, 0, rows.device)
+    width = tokens.shape[1]
     total = first[rows, tokens[:, 0]]
     if width > 1:
         before = mask[rows]
@@ -123,14 +119,3 @@ def _selected(cache: DynamicCache, rows: torch.Tensor) -> DynamicCache:
     chosen.layers = [copy.copy(layer) for layer in cache.layers]
     chosen.batch_select_indices(rows)
     return chosen
-
-
-def _left_padded(texts: Sequence[Tokens], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """ids and mask [S, T], texts at the right end, so that the last position is the last token of every one."""
-    width = max(len(t) for t in texts)
-    ids = torch.full((len(texts), width), pad, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for k, text in enumerate(texts):
-        ids[k, width - len(text) :] = torch.tensor(text)
-        mask[k, width - len(text) :] = 1
-    return ids.to(device), mask.to(device)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tunefork.errors import MissingFileError, RunError
+from tunefork.evaluate.harness import Asking
 from tunefork.models import (
     ModelFacts,
     autocast,
@@ -40,6 +41,10 @@ class Trained:
     data: DataSection  # layout, fields and labels as in training
     device: torch.device
     compute: Callable[[], contextlib.AbstractContextManager[Any]]
+
+    def asking(self, tokens_per_batch: int) -> Asking:
+        """How it is asked on its own device."""
+        return Asking(self.renderer, self.device, tokens_per_batch, compute=self.compute)
 
 
 def is_trained(path: str | Path) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import torch
 
-from tunefork.errors import ExportError, MissingFileError, RecipeError, RunError, UnsupportedError, did_you_mean
+from tunefork.errors import ExportError, RecipeError, RunError, UnsupportedError, did_you_mean
 from tunefork.evaluate.trained import Trained, load_trained
 from tunefork.export.card import render_card
 from tunefork.export.merge import load_plain, merged_model, save_plain
@@ -25,7 +25,7 @@ from tunefork.models import (
     read_artefact_info,
     torch_dtype,
 )
-from tunefork.models.artefact import INFO_FILE, ArtefactInfo
+from tunefork.models.artefact import INFO_FILE, ArtefactInfo, base_facts
 from tunefork.models.device import DtypeName
 from tunefork.recipe import ModelSection, Recipe, load_recipe
 from tunefork.render import Renderer
@@ -139,12 +139,12 @@ def _merged(source: _Run, folder: Path, target: Path, dtype: str, device: str) -
     if peft is not None:
         with peft.disable_adapter():
             base = read_logits(trained.model, rows, place)
-    facts = _base_facts(source)
+    facts = base_facts(source.info)
     was_quantized = source.info["adapter"] == "qlora" or facts.quantized
     plain = merged_model(trained, source.folder.model_path)
     save_plain(plain, trained, facts.folder, folder, torch_dtype(chosen), was_quantized=was_quantized)
     del plain, peft
-    trained = _without_model(trained)
+    trained = replace(trained, model=torch.nn.Identity())
     gc.collect()  # PEFT's models hold themselves in a circle, and the next model needs the memory
     if base is None:
         base = read_logits(_untrained(source, facts, trained), rows, place)
@@ -162,35 +162,10 @@ def _merged(source: _Run, folder: Path, target: Path, dtype: str, device: str) -
     return Exported(target, proof.summary(), _says(proof))
 
 
-def _base_facts(source: _Run) -> ModelFacts:
-    """The model that was trained, where the recipe says or else where it was then."""
-    known = source.info["base"]
-    section = source.recipe.model.model_copy(update={"revision": known["commit"] or known["revision"]})
-    try:
-        facts = inspect_model(section)
-    except MissingFileError:
-        if not Path(known["folder"]).is_dir():
-            raise
-        facts = inspect_model(
-            ModelSection(name=known["folder"], kind=known["kind"], trust_remote_code=section.trust_remote_code)
-        )
-    if facts.fingerprint != known["fingerprint"] and facts.source.commit == known["commit"]:
-        raise RunError(
-            f"A merge is proven against the model that was trained. Received {facts.name!r}, which has changed since "
-            "or is another. Try the original model."
-        )
-    return facts
-
-
 def _untrained(source: _Run, facts: ModelFacts, trained: Trained) -> torch.nn.Module:
     """The base of a run without a PEFT adapter."""
     dtype = torch.float32 if source.info["adapter"] == "none" else torch_dtype(source.info["extra"]["dtype"])
     return in_fp32(load_base(facts, trained.task.form, trained.task.labels, trained.device, dtype))
-
-
-def _without_model(trained: Trained) -> Trained:
-    """The same without its weights."""
-    return replace(trained, model=torch.nn.Identity())
 
 
 def _same_tokens(folder: Path, trained: Trained, rows: HeldOut) -> None:

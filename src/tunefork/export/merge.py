@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from tunefork.errors import ExportError, UnsupportedError
 from tunefork.evaluate.trained import Trained
 from tunefork.models import bare_model, quantized_layers, quiet
 from tunefork.models.architecture import auto_class
+from tunefork.models.artefact import generation_settings, save_whole
 from tunefork.models.facts import ModelFacts
-from tunefork.models.source import read_json
 
 
 def merged_model(trained: Trained, adapter_folder: Path) -> PreTrainedModel:
@@ -61,20 +59,10 @@ def save_plain(
     """
     cast(torch.nn.Module, model).to(dtype)
     settings = _generation_settings(model, trained, base_folder) if model.can_generate() else None
-    if settings is not None:  # transformers refuses to save settings it finds inconsistent, as many published ones are
-        model.generation_config = GenerationConfig()
+    # the way from names and layout on the disk to those in memory cannot be gone back where it quantised
+    save_whole(model, base_folder, folder, dtype, settings, save_original_format=not was_quantized)
     with quiet():
-        # the way from names and layout on the disk to those in memory cannot be gone back where it quantised
-        model.save_pretrained(folder, save_original_format=not was_quantized)
         trained.tokenizer.save_pretrained(folder)
-    if settings is not None:
-        _write_json(folder / "generation_config.json", settings)
-    config = read_json(folder / "config.json")
-    config.pop("use_cache", None)  # activation checkpointing turns it off
-    base = read_json(base_folder / "config.json")
-    if "use_cache" in base:
-        config["use_cache"] = base["use_cache"]
-    _write_json(folder / "config.json", config)
 
 
 def load_plain(
@@ -89,8 +77,7 @@ def load_plain(
 
 
 def _generation_settings(model: PreTrainedModel, trained: Trained, base_folder: Path) -> dict[str, Any]:
-    path = base_folder / "generation_config.json"
-    settings = read_json(path) if path.is_file() else GenerationConfig.from_model_config(model.config).to_diff_dict()
+    settings = generation_settings(model, base_folder)
     known = settings.get("eos_token_id")
     ends = [*trained.renderer.stop_ids, *(known if isinstance(known, list) else [] if known is None else [known])]
     ends = list(dict.fromkeys(ends))
@@ -98,7 +85,3 @@ def _generation_settings(model: PreTrainedModel, trained: Trained, base_folder: 
         settings["eos_token_id"] = ends if len(ends) > 1 else ends[0]
     settings["pad_token_id"] = trained.tokenizer.pad_token_id
     return settings
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -17,12 +17,13 @@ import torch
 from tunefork.batch import Batch
 from tunefork.data import load_splits
 from tunefork.errors import DataError, ExportError
-from tunefork.evaluate import predict_examples
+from tunefork.evaluate import Asking, predict_examples
 from tunefork.evaluate.batching import pack
 from tunefork.models.quantize import guard_quantized, quantized_layers
 from tunefork.recipe import Recipe
 from tunefork.render import Rendered, Renderer
 from tunefork.tasks import Example, Prediction, Task, build_examples
+from tunefork.tasks.loss import IGNORED, logits_at
 
 LIMIT = 0.05
 """The largest ratio that passes."""
@@ -32,7 +33,6 @@ TEXT_TOLERANCE = 0.02  # nats, or a metric of generated text: a near tie may end
 TIE = {"fp32": 1e-5, "fp16": 0.01, "bf16": 0.01}  # probability by which a candidate must lead not to be a tie
 UNCHANGED = 1e-5  # |trained - base| / |base| below which fp32 arithmetic alone could be the difference
 
-_IGNORED = -100
 _CPU = torch.device("cpu")
 
 
@@ -127,9 +127,7 @@ def in_fp32(model: torch.nn.Module) -> torch.nn.Module:
 
 def answers(model: torch.nn.Module, rows: HeldOut, device: torch.device) -> Answers:
     """Logits and predictions of a model that computes in its own number format."""
-    predictions = predict_examples(
-        model, rows.task, rows.renderer, rows.examples, device=device, tokens_per_batch=rows.tokens_per_batch
-    )
+    predictions = predict_examples(model, Asking(rows.renderer, device, rows.tokens_per_batch), rows.examples)
     return Answers(read_logits(model, rows, device), predictions)
 
 
@@ -141,7 +139,7 @@ def read_logits(model: torch.nn.Module, rows: HeldOut, device: torch.device) -> 
     with torch.inference_mode():
         for group in pack([r.longest for r in rows.rendered], rows.tokens_per_batch, fans):
             batch = rows.renderer.batch([rows.rendered[k] for k in group]).to(device)
-            found.append(_logits(model, batch, rows.renderer.model_kind == "causal", share).to(_CPU))
+            found.append(_logits(model, batch, share).to(_CPU))
     return torch.cat(found)
 
 
@@ -209,22 +207,16 @@ def _norm(values: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
 
-def _logits(model: torch.nn.Module, batch: Batch, causal: bool, share: int) -> torch.Tensor:
+def _logits(model: torch.nn.Module, batch: Batch, share: int) -> torch.Tensor:
     """[N, V] fp32. Text and candidates of several tokens: at most `share` positions a row, evenly spread."""
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if batch.token_type_ids is not None:
-        inputs["token_type_ids"] = batch.token_type_ids
     if batch.head:
-        return model(**inputs).logits.float()
+        return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.float()
     if batch.read_at is not None:
         at = torch.stack([torch.arange(len(batch.read_at), device=batch.read_at.device), batch.read_at], dim=1)
     else:
         assert batch.targets is not None
-        wanted = (batch.targets != _IGNORED).nonzero()  # [P, (sequence, position)]
+        wanted = (batch.targets != IGNORED).nonzero()  # [P, (sequence, position)]
         places = [(batch.row[wanted[:, 0]] == row).nonzero().squeeze(1) for row in range(batch.rows)]
         spread = [p[torch.linspace(0, len(p) - 1, min(share, len(p))).round().long().to(p.device)] for p in places]
         at = wanted[torch.cat(spread)]
-    if not causal:
-        return model(**inputs).logits[at[:, 0], at[:, 1]].float()
-    columns, where = torch.unique(at[:, 1], return_inverse=True)
-    return model(**inputs, logits_to_keep=columns).logits[at[:, 0], where].float()
+    return logits_at(model, batch, at[:, 0], at[:, 1])

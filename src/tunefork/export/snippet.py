@@ -17,6 +17,7 @@ from tunefork.tasks.template import fill, names_in
 
 STAND_IN = "The parcel came two days early."
 
+_TEMPLATED = "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)"
 _DTYPES = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}
 
 
@@ -91,7 +92,7 @@ def _nf4(facts: ModelFacts, head: bool, dtype: str) -> list[str]:
 def _asking(trained: Trained) -> list[str]:
     if trained.task.form == "chat":
         asked = 'messages = [{"role": "user", "content": ' + json.dumps(STAND_IN) + "}]"
-        return [asked, *_template("messages"), *_generating(trained)]
+        return [asked, _TEMPLATED, *_generating(trained)]
     prompt = stand_in_prompt(trained)
     if trained.task.form == "head":
         return [
@@ -103,18 +104,13 @@ def _asking(trained: Trained) -> list[str]:
     if trained.facts.kind == "masked":
         return _masked(trained, prompt)
     templated = trained.renderer.chat_template
+    asked = [f"prompt = {_quoted(_with_start(trained, prompt))}"]
+    if templated:
+        asked = [f'messages = [{{"role": "user", "content": {_quoted(prompt)}}}]', _TEMPLATED]
     if trained.task.form == "text":
-        if templated:
-            asked = [f'messages = [{{"role": "user", "content": {_quoted(prompt)}}}]', *_template("messages")]
-        else:
-            asked = [f"prompt = {_quoted(_with_start(trained, prompt))}"]
         return [*asked, *_generating(trained)]
     labels = trained.task.labels or ("the first choice", "the second choice")
     space = "" if templated or prompt[-1:].isspace() else " "
-    if templated:
-        asked = [f'messages = [{{"role": "user", "content": {_quoted(prompt)}}}]', *_template("messages")]
-    else:
-        asked = [f"prompt = {_quoted(_with_start(trained, prompt))}"]
     return [
         *asked,
         f"candidates = {json.dumps([space + label for label in labels], ensure_ascii=False)}",
@@ -147,10 +143,6 @@ def _masked(trained: Trained, prompt: str) -> list[str]:
         "    logits = model(input_ids=ids).logits[0, len(start) + len(left)]",
         "print(labels[int(logits[words].argmax())])",
     ]
-
-
-def _template(messages: str) -> list[str]:
-    return [f"prompt = tokenizer.apply_chat_template({messages}, add_generation_prompt=True, tokenize=False)"]
 
 
 def _generating(trained: Trained) -> list[str]:

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from tunefork.errors import RecipeError, did_you_mean
-from tunefork.methods import backprop
+from tunefork.methods import backprop, zo
 from tunefork.methods.base import Method, MethodInfo, RowLosses, StepResult
 from tunefork.recipe.schema import Recipe
-
-_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
     info: MethodInfo
-    make: Callable[[torch.nn.Module, Recipe], Method]
+    make: Callable[[torch.nn.Module, Recipe, Path | None], Method]
+    check: Callable[[Recipe], None]
 
 
-def _backprop(model: torch.nn.Module, recipe: Recipe) -> Method:
-    return backprop.Backprop(model, recipe.train, autocast=_DTYPES[recipe.model.dtype])
-
-
-_REGISTRY: dict[str, _Entry] = {backprop.INFO.name: _Entry(backprop.INFO, _backprop)}
+_REGISTRY = {module.INFO.name: _Entry(module.INFO, module.make, module.check_settings) for module in (backprop, zo)}
 
 
 def list_methods() -> list[MethodInfo]:
@@ -43,10 +39,31 @@ def method_info(name: str) -> MethodInfo:
     return _REGISTRY[name].info
 
 
-def make_method(model: torch.nn.Module, recipe: Recipe) -> Method:
-    """The recipe's method, bound to a model that is ready to train."""
+def check_settings(recipe: Recipe) -> None:
+    """Raises RecipeError for a setting that the recipe's method does not read, or cannot."""
     method_info(recipe.train.method)
-    return _REGISTRY[recipe.train.method].make(model, recipe)
+    _REGISTRY[recipe.train.method].check(recipe)
 
 
-__all__ = ["Method", "MethodInfo", "RowLosses", "StepResult", "list_methods", "make_method", "method_info"]
+def steps_only(recipe: Recipe) -> Recipe:
+    """The recipe without what a method does once before its first step: for a forecast, which looks at steps."""
+    return recipe.model_copy(update={"zo": recipe.zo.model_copy(update={"calibrate": False})})
+
+
+def make_method(model: torch.nn.Module, recipe: Recipe, trajectory: Path | None = None) -> Method:
+    """The recipe's method, bound to a model that is ready to train; `trajectory` is where it may log its steps."""
+    method_info(recipe.train.method)
+    return _REGISTRY[recipe.train.method].make(model, recipe, trajectory)
+
+
+__all__ = [
+    "Method",
+    "MethodInfo",
+    "RowLosses",
+    "StepResult",
+    "check_settings",
+    "list_methods",
+    "make_method",
+    "method_info",
+    "steps_only",
+]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from tunefork.batch import Batch
-from tunefork.errors import TrainingError
+from tunefork.errors import RecipeError, TrainingError
 from tunefork.methods.base import MethodInfo, RowLosses, StepResult
+from tunefork.models import load_trainable_state, trainable_state
+from tunefork.recipe.schema import Recipe, ZoSection
 
 INFO = MethodInfo(
     name="backprop",
@@ -21,7 +24,21 @@ INFO = MethodInfo(
     needs_backward=True,
 )
 
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FIRST_SCALE, _GROW_AFTER = 2.0**14, 200
+
+
+def check_settings(recipe: Recipe) -> None:
+    """Raises RecipeError for settings of the method zo."""
+    if recipe.zo != ZoSection():
+        set_here = next(k for k in ZoSection.model_fields if getattr(recipe.zo, k) != getattr(ZoSection(), k))
+        raise RecipeError(
+            f"`zo.{set_here}` is read by the method zo. Received method {recipe.train.method}. Try --method zo."
+        )
+
+
+def make(model: torch.nn.Module, recipe: Recipe, trajectory: Path | None) -> Backprop:
+    return Backprop(model, recipe.train, autocast=_DTYPES[recipe.model.dtype])
 
 
 class Backprop:
@@ -90,6 +107,15 @@ class Backprop:
             self.scale, self.good_steps = max(1.0, self.scale / 2), 0
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def learned(self) -> dict[str, torch.Tensor]:
+        return trainable_state(self.model)
+
+    def load_learned(self, learned: Mapping[str, torch.Tensor]) -> None:
+        load_trainable_state(self.model, learned)
+
+    def finish(self) -> torch.nn.Module:
+        return self.model
 
     def state(self) -> dict[str, torch.Tensor]:
         """AdamW's moments and step counts by parameter name, and the loss scale."""

@@ -21,6 +21,7 @@ class StepResult:
     loss: float
     forwards: int  # rows x loss evaluations
     scalars: Mapping[str, float] = field(default_factory=dict)  # grad_norm, learning_rate, projected_gradient …
+    notes: tuple[str, ...] = ()  # what a person should know: a calibration's choice and why
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class MethodInfo:
     paper: str
     adapters: tuple[str, ...]  # adapters it can train
     memory: str  # formula in words, for `tunefork methods`
-    needs_backward: bool
+    needs_backward: bool  # then adapter none trains fp32 weights; else it leaves the base as stored, frozen
 
 
 class Method(Protocol):
@@ -44,8 +45,20 @@ class Method(Protocol):
         """One step over all rows of `batches`, which together are the step's batch."""
         ...
 
+    def learned(self) -> dict[str, torch.Tensor]:
+        """What training has changed so far, as copies: with the loaded model, all that makes the trained one."""
+        ...
+
+    def load_learned(self, learned: Mapping[str, torch.Tensor]) -> None:
+        """Puts back what `learned` returned, bit for bit. Raises RunError, changing nothing, where it does not fit."""
+        ...
+
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything beside the weights that the next step depends on, as tensors."""
+        """Everything beside what was learned that the next step depends on, as tensors."""
         ...
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None: ...
+
+    def finish(self) -> torch.nn.Module:
+        """The trained model, free of the method: every trained weight requires a gradient, as `save_artefact` asks."""
+        ...

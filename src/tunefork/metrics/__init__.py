@@ -16,7 +16,7 @@ from tunefork.metrics.classification import (
     macro_f1,
     micro_f1,
 )
-from tunefork.metrics.intervals import Interval, Paired, bootstrap_interval, mcnemar, paired_difference
+from tunefork.metrics.intervals import Interval, Paired, bootstrap_interval, paired_difference
 from tunefork.metrics.statistics import (
     AgreementMetric,
     AgreementStatistic,
@@ -33,7 +33,6 @@ from tunefork.metrics.text import (
     final_number_match,
     lead_n,
     normalise_answer,
-    rouge,
     rouge_l,
     rouge_n,
     split_sentences,
@@ -65,12 +64,10 @@ __all__ = [
     "kappa",
     "lead_n",
     "macro_f1",
-    "mcnemar",
     "micro_f1",
     "normalise_answer",
     "paired_difference",
     "qwk",
-    "rouge",
     "rouge_l",
     "rouge_n",
     "split_sentences",

@@ -165,17 +165,3 @@ def paired_difference(
 
 def _minus(a: float, b: float) -> float:
     return 0.0 if a == b else a - b  # inf - inf is no difference
-
-
-def mcnemar(b: int, c: int) -> float:
-    """Two-sided p of McNemar's exact test: b rows only the first system has right, c rows only the second.
-
-    Under no difference b is binomial(b + c, 1/2) (McNemar 1947; Dietterich 1998). 1.0 where the two never differ.
-    """
-    if b < 0 or c < 0:
-        raise DataError(f"`b` and `c` must be counts of rows. Received {b} and {c}. Try counts of at least 0.")
-    n, tail, ways = b + c, 0, 1
-    for k in range(min(b, c) + 1):
-        tail += ways  # integers: exact for any number of rows
-        ways = ways * (n - k) // (k + 1)
-    return min(1.0, 2 * tail / 2**n)

@@ -79,38 +79,20 @@ def rouge_n(predicted: str, reference: str, n: int) -> Overlap:
     """ROUGE-n: overlap of n-grams (clipped counts) of lower-case runs of a-z and 0-9, as `rouge-score` cuts them."""
     if n < 1:
         raise DataError(f"`n` must be at least 1. Received {n}. Try 1 or 2.")
-    return _ngram_overlap(_rouge_tokens(predicted), _rouge_tokens(reference), n)
+    said, right = _rouge_tokens(predicted), _rouge_tokens(reference)
+    first = Counter(zip(*(said[start:] for start in range(n)), strict=False))
+    second = Counter(zip(*(right[start:] for start in range(n)), strict=False))
+    return _overlap((first & second).total(), first.total(), second.total())
 
 
 def rouge_l(predicted: str, reference: str) -> Overlap:
     """ROUGE-L of whole texts: overlap by their longest common subsequence of tokens."""
-    return _lcs_overlap(_rouge_tokens(predicted), _rouge_tokens(reference))
-
-
-def rouge(predicted: str, references: Sequence[str]) -> dict[str, Overlap]:
-    """`rouge1`, `rouge2` and `rougeL`, each against the reference where its own F1 is highest (first of equals)."""
-    tokens = _rouge_tokens(predicted)
-    others = [_rouge_tokens(reference) for reference in _required(references)]
-    best = {
-        "rouge1": [_ngram_overlap(tokens, other, 1) for other in others],
-        "rouge2": [_ngram_overlap(tokens, other, 2) for other in others],
-        "rougeL": [_lcs_overlap(tokens, other) for other in others],
-    }
-    return {name: max(overlaps, key=lambda overlap: overlap.f1) for name, overlaps in best.items()}
+    said, right = _rouge_tokens(predicted), _rouge_tokens(reference)
+    return _overlap(_lcs_length(said, right), len(said), len(right))
 
 
 def _rouge_tokens(text: str) -> list[str]:
     return _ROUGE_TOKENS.findall(text.lower())
-
-
-def _ngram_overlap(predicted: list[str], reference: list[str], n: int) -> Overlap:
-    first = Counter(zip(*(predicted[start:] for start in range(n)), strict=False))
-    second = Counter(zip(*(reference[start:] for start in range(n)), strict=False))
-    return _overlap((first & second).total(), first.total(), second.total())
-
-
-def _lcs_overlap(predicted: list[str], reference: list[str]) -> Overlap:
-    return _overlap(_lcs_length(predicted, reference), len(predicted), len(reference))
 
 
 def _lcs_length(a: list[str], b: list[str]) -> int:

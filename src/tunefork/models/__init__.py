@@ -1,10 +1,10 @@
 """Models: facts before loading, loading with an adapter, and what is kept after training."""
 
 from tunefork.models import guard  # isort: skip  # first: peft, imported below, imports bitsandbytes
-from tunefork.models.adapters import bare_model, has_learned_prefix
+from tunefork.models.adapters import add_factors, bare_model, has_learned_prefix
 from tunefork.models.artefact import ArtefactInfo, load_artefact, read_artefact_info, save_artefact
 from tunefork.models.base import load_base, load_tokenizer
-from tunefork.models.device import autocast, choose_device, choose_dtype, dtype_name, torch_dtype
+from tunefork.models.device import autocast, choose_device, choose_dtype, torch_dtype
 from tunefork.models.facts import ModelFacts, inspect_model
 from tunefork.models.load import load_model
 from tunefork.models.quantize import quantized_layers
@@ -15,12 +15,12 @@ from tunefork.models.support import check_support, usable_positions
 __all__ = [
     "ArtefactInfo",
     "ModelFacts",
+    "add_factors",
     "autocast",
     "bare_model",
     "check_support",
     "choose_device",
     "choose_dtype",
-    "dtype_name",
     "guard",
     "has_learned_prefix",
     "inspect_model",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -92,6 +92,41 @@ def add_lora(
         modules_to_save=list(loaded.head) or None,
     )
     return wrap(loaded.model, config, seed)
+
+
+def add_factors(
+    model: PreTrainedModel, factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], rank: int
+) -> PeftModel:
+    """A frozen model with changes B A [out, in] of its linear layers, given as (A [r, in], B [out, r]) by layer name.
+
+    Layers of the blocks get them as LoRA of rank r = `rank`, those of a head as weights of its own, which PEFT keeps.
+    """
+    backbone = f"{model.base_model_prefix}."
+    head = sorted({n.partition(".")[0] for n, _ in model.named_parameters() if not n.startswith(backbone)})
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        head = []
+    inside = [name for name in factors if name.partition(".")[0] not in head]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=inside,
+        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in inside),
+        task_type=TaskType.SEQ_CLS if head else TaskType.CAUSAL_LM if model.can_generate() else None,
+        modules_to_save=head or None,
+    )
+    wrapped = wrap(model, config, 0)
+    bare = wrapped.get_base_model()
+    with torch.no_grad():
+        for name, (a, b) in factors.items():
+            if name in inside:
+                layer: Any = bare.get_submodule(name)
+                layer.lora_A["default"].weight.copy_(a)
+                layer.lora_B["default"].weight.copy_(b)
+            else:
+                top, _, rest = name.partition(".")
+                kept: Any = bare.get_submodule(top)
+                kept.modules_to_save["default"].get_submodule(rest).weight.add_(b.float() @ a.float())
+    return wrapped
 
 
 def add_prefix(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -77,7 +76,7 @@ def save_artefact(
         if isinstance(model, PeftModel):
             _save_adapter(model, facts, folder)
         else:
-            _save_whole(bare, facts, folder)
+            save_whole(bare, facts.folder, folder, torch.float32)
         tokenizer.save_pretrained(folder)
     (folder / INFO_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -120,7 +119,12 @@ def load_artefact(
             "asked for. Try trust_remote_code=True once you have read that code."
         )
     whole = info["adapter"] in ("none", "head")
-    facts = _facts_of(str(folder), info) if whole else _base_facts(base, info)
+    if whole:
+        known = info["base"]
+        section = ModelSection(name=str(folder), kind=known["kind"], trust_remote_code=known["trust_remote_code"])
+        facts = inspect_model(section)
+    else:
+        facts = base_facts(info, base)
     loaded = load_transformers(
         facts,
         form="head" if info["head"] else "text",
@@ -162,38 +166,49 @@ def _save_adapter(model: PeftModel, facts: ModelFacts, folder: Path) -> None:
     config.save_pretrained(str(folder))
 
 
-def _save_whole(model: PreTrainedModel, facts: ModelFacts, folder: Path) -> None:
-    """save_pretrained, then two repairs in what it wrote: the number format and the base's generation settings.
+def generation_settings(model: PreTrainedModel, base_folder: Path) -> dict[str, Any]:
+    """What the base's generation_config.json says, or else its config."""
+    path = base_folder / "generation_config.json"
+    return read_json(path) if path.is_file() else GenerationConfig.from_model_config(model.config).to_diff_dict()
+
+
+def save_whole(
+    model: PreTrainedModel,
+    base_folder: Path,
+    folder: Path,
+    dtype: torch.dtype,
+    settings: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> None:
+    """save_pretrained, then repairs in what it wrote: number format, use of the cache, and generation `settings`.
 
     transformers refuses to save generation settings it finds inconsistent (which many published models have), after
-    training and with nothing written; the base's own file is copied instead.
+    training and with nothing written; they are written as they are instead (`generation_settings` when absent).
     """
-    if model.can_generate():
-        own, model.generation_config = model.generation_config, GenerationConfig.from_model_config(model.config)
-        model.save_pretrained(folder)
+    own = model.generation_config if model.can_generate() else None
+    if own is not None:
+        settings = generation_settings(model, base_folder) if settings is None else settings
+        model.generation_config = GenerationConfig()
+    with quiet():
+        model.save_pretrained(folder, **options)
+    if own is not None:
         model.generation_config = own
-    else:
-        model.save_pretrained(folder)
-    if (facts.folder / "generation_config.json").is_file() and model.can_generate():
-        shutil.copyfile(facts.folder / "generation_config.json", folder / "generation_config.json")
-    config = read_json(folder / "config.json")
-    config["dtype"] = "float32"
-    use_cache = read_json(facts.folder / "config.json").get("use_cache")
-    if use_cache is not None:
-        config["use_cache"] = use_cache  # activation checkpointing turns it off
-    else:
-        config.pop("use_cache", None)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    config, base = read_json(folder / "config.json"), read_json(base_folder / "config.json")
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    config.pop("use_cache", None)  # activation checkpointing turns it off
+    if "use_cache" in base:
+        config["use_cache"] = base["use_cache"]
+    for name, content in (("config.json", config), ("generation_config.json", settings)):
+        if content is not None:
+            text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+            (folder / name).write_text(text, encoding="utf-8")
 
 
-def _facts_of(name: str, info: ArtefactInfo) -> ModelFacts:
-    base = info["base"]
-    kind: Literal["causal", "masked", "encoder"] = base["kind"]
-    return inspect_model(ModelSection(name=name, kind=kind, trust_remote_code=base["trust_remote_code"]))
+def base_facts(info: ArtefactInfo, base: str | None = None) -> ModelFacts:
+    """Facts of the model that was trained: where `base` says, else by its name then, else where it was then.
 
-
-def _base_facts(base: str | None, info: ArtefactInfo) -> ModelFacts:
-    """Facts of the base: where the caller says, else by the name it was trained under, else where it was then."""
+    Raises MissingFileError when it is not there, RunError when it is not the same any more.
+    """
     known = info["base"]
     section = ModelSection(
         name=base or known["name"],
@@ -209,8 +224,8 @@ def _base_facts(base: str | None, info: ArtefactInfo) -> ModelFacts:
         facts = inspect_model(section.model_copy(update={"name": known["folder"], "revision": None}))
     if facts.fingerprint != known["fingerprint"] and facts.source.commit == known["commit"]:
         raise RunError(
-            f"An adapter needs the model it was trained on. Received {facts.name!r}, which has changed since or is "
-            "another. Try the original model."
+            f"What was learned needs the model it was trained on. Received {facts.name!r}, which has changed since or "
+            "is another. Try the original model."
         )
     return replace(facts, name=known["name"])
 

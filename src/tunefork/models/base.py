@@ -65,6 +65,11 @@ def load_tokenizer(facts: ModelFacts) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def has_trained_head(facts: ModelFacts, labels: Sequence[str]) -> bool:
+    """Whether the checkpoint comes with a classification head for these labels, which is then kept."""
+    return _has_trained_head(read_config(facts.folder, facts.trust_remote_code), labels)
+
+
 def load_base(
     facts: ModelFacts,
     form: Form,

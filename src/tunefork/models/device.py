@@ -23,18 +23,6 @@ def torch_dtype(name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def dtype_name(dtype: torch.dtype) -> DtypeName:
-    """The other way round. Raises RecipeError for a format models are not trained in here."""
-    names: dict[torch.dtype, DtypeName] = {
-        torch.float32: "fp32",
-        torch.bfloat16: "bf16",
-        torch.float16: "fp16",
-    }
-    if dtype not in names:
-        raise RecipeError(f"A model computes in fp32, bf16 or fp16. Received {dtype}. Try torch.float32.")
-    return names[dtype]
-
-
 def choose_device(section: ModelSection) -> tuple[torch.device, str]:
     """The device and why. Raises UnsupportedError when the one asked for is not there, or when several processes train.
 

@@ -21,7 +21,7 @@ from tunefork.models.architecture import (
     read_config,
     without_quantization,
 )
-from tunefork.models.source import Source, find_source, fingerprint, read_json, safetensors_header, weight_files
+from tunefork.models.source import Source, find_source, fingerprint, safetensors_header, weight_files
 from tunefork.recipe.schema import ModelKind, ModelSection
 
 _DISK_DTYPES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "F64": "fp64"}
@@ -43,13 +43,11 @@ class ModelFacts:
     heads: int
     kv_heads: int
     head_size: int
-    ffn: int
     vocab: int
     max_positions: int
     tied: bool
     dtype_on_disk: str  # fp32, bf16, fp16, fp64
     quantized: bool  # NF4 on disk
-    has_chat_template: bool
     has_head_class: bool  # transformers can put a classification head on it
     has_plain_cache: bool  # keys and values of every layer can be stood for by a prefix
     can_checkpoint: bool  # activations can be recomputed
@@ -98,13 +96,11 @@ def inspect_model(section: ModelSection) -> ModelFacts:
         heads=heads,
         kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
         head_size=int(getattr(text, "head_dim", None) or hidden // heads),
-        ffn=_ffn(text, hidden),
         vocab=int(text.vocab_size),
         max_positions=max_positions(config),
         tied=bool(getattr(text, "tie_word_embeddings", False)),
         dtype_on_disk=_dtype_on_disk(source, config),
         quantized=quantized,
-        has_chat_template=_has_chat_template(source.folder),
         has_head_class=has_head_class(config),
         has_plain_cache=has_plain_cache(config, modules),
         can_checkpoint=modules.supports_gradient_checkpointing,
@@ -127,12 +123,6 @@ def _is_nf4(config: PretrainedConfig) -> bool:
     )
 
 
-def _ffn(text: PretrainedConfig, hidden: int) -> int:
-    names = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "ffn_hidden_size")
-    found = next((int(v) for name in names if isinstance(v := getattr(text, name, None), int)), None)
-    return found if found is not None else 4 * hidden  # GPT-2 and its kin leave it at four times the width
-
-
 def _dtype_on_disk(source: Source, config: PretrainedConfig) -> str:
     """The format most weights are stored in; of a hub model not yet fetched, what its config says."""
     sizes: Counter[str] = Counter()
@@ -143,10 +133,3 @@ def _dtype_on_disk(source: Source, config: PretrainedConfig) -> str:
     if sizes:
         return sizes.most_common(1)[0][0]
     return _CONFIG_DTYPES.get(str(config.dtype).removeprefix("torch."), "fp32")
-
-
-def _has_chat_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
-        return True
-    settings = folder / "tokenizer_config.json"
-    return settings.is_file() and bool(read_json(settings).get("chat_template"))

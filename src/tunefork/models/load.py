@@ -33,12 +33,14 @@ def load_model(
     seed: int,
     activation_checkpointing: bool,
     prefix_examples: Batch | None,
+    frozen: bool = False,
 ) -> torch.nn.Module:
     """The model with its adapter, on `device`. `adapter.name` must not be `auto` any more.
 
     Frozen weights are in `dtype` (NF4 for qlora). Everything that is trained is fp32, so that no update is rounded
     away: adapters, heads and, with adapter none, the whole model, which computes in `dtype` inside `autocast`.
-    Fresh weights are a function of `seed`; the global random state is not touched.
+    Fresh weights are a function of `seed`; the global random state is not touched. With `frozen`, adapters none and
+    qlora leave the base as it is, without gradients: what is learned lies beside it.
 
     Raises UnsupportedError, RecipeError or MissingExtraError before weights are read where the combination cannot be.
     """
@@ -47,7 +49,7 @@ def load_model(
         raise ValueError("adapter.name must be resolved before a model is loaded")
     check_support(facts, name, form, "training", activation_checkpointing=activation_checkpointing)
     targets: list[str] = []
-    if name in ("lora", "qlora", "dora"):
+    if name in ("lora", "qlora", "dora") and not (frozen and name == "qlora"):
         config = without_quantization(read_config(facts.folder, facts.trust_remote_code))
         modules = meta_model(config, facts.kind, form == "head", facts.trust_remote_code)
         targets = lora_targets(modules, adapter.targets)
@@ -56,10 +58,12 @@ def load_model(
         form=form,
         labels=labels,
         device=device,
-        dtype=torch.float32 if name == "none" else dtype,
+        dtype=torch.float32 if name == "none" and not frozen else dtype,
         nf4=name == "qlora",
         seed=seed,
     )
+    if frozen and name in ("none", "qlora"):
+        return loaded.model.requires_grad_(False)
     if name == "none":
         model = train_everything(loaded)
     elif name == "head":

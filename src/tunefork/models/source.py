@@ -30,7 +30,6 @@ class Source:
     folder: Path
     hub_name: str | None = None
     commit: str | None = None
-    remote_files: tuple[str, ...] = ()
 
 
 def find_source(name: str, revision: str | None) -> Source:
@@ -155,10 +154,10 @@ def _from_hub(name: str, revision: str | None) -> Source:
         if not any(f.endswith(".safetensors") and "/" not in f for f in listed):
             raise _no_safetensors(name, listed)
     except OSError:  # offline: what is in the cache is what there is
-        listed = [p.name for p in folder.iterdir()]
+        pass
     if not (folder / "config.json").is_file():
         raise MissingFileError(f"A model must have config.json. Received {name!r} from the hub without one.")
-    return Source(folder, name, folder.name, tuple(listed))
+    return Source(folder, name, folder.name)
 
 
 def _snapshot(name: str, revision: str | None, patterns: Sequence[str]) -> str:

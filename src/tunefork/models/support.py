@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-
-from tunefork.errors import MissingExtraError, UnsupportedError
+from tunefork.errors import UnsupportedError
 from tunefork.models.facts import ModelFacts
+from tunefork.models.quantize import require_bitsandbytes
 from tunefork.recipe.schema import AdapterName, AdapterSection
 
 Form = str
@@ -40,8 +39,8 @@ def check_support(
             f"Activation checkpointing must be offered by the architecture. Received {facts.architecture}, which does "
             "not. Try --set train.activation_checkpointing=false."
         )
-    if (adapter == "qlora" or facts.quantized) and importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingExtraError("bitsandbytes", "qlora", "A model in 4 bits (NF4)")
+    if adapter == "qlora" or facts.quantized:
+        require_bitsandbytes()
 
 
 def usable_positions(facts: ModelFacts, adapter: AdapterSection) -> int:

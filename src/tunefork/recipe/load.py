@@ -106,6 +106,17 @@ def all_paths(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tup
             yield f"{prefix}{name}", info
 
 
+def settings(tree: Mapping[str, Any], why: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
+    """(path, value, why) of all that was given or found in a dumped recipe; what is left out has its default."""
+    for path, info in all_paths():
+        value: Any = tree
+        for part in path.split("."):
+            value = value[part]
+        default = info.get_default(call_default_factory=True)
+        if path in why or value != (list(default) if isinstance(default, tuple) else default):
+            yield path, value, why.get(path, "given")
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's reading of scalars (`yes` is a word, `1e-4` is a number); a key given twice is an error."""
 

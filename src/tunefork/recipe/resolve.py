@@ -29,6 +29,7 @@ class Situation:
     quantized: bool
     baselines: tuple[str, ...]  # that fit the task
     checkpointing_needed: bool  # the forecast without activation checkpointing does not fit
+    needs_backward: bool = True  # the method computes gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +84,22 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
     else:
         fill("adapter.alpha", float(2 * rank), f"not used by adapter {adapter}")
 
-    fill("train.learning_rate", *_learning_rate(adapter, now.parameters))
+    if now.needs_backward:
+        fill("train.learning_rate", *_learning_rate(adapter, now.parameters))
+    else:
+        calibrate = tree["train"]["learning_rate"] == "auto" or tree["zo"]["epsilon"] is None
+        fill("train.learning_rate", 1e-4, "replaced by what the calibration measures")
+        if tree["zo"]["calibrate"] is None:
+            tree["zo"]["calibrate"] = calibrate
+            why = "learning rate and epsilon are " + ("not both given" if calibrate else "given")
+            reasons.append(Reason("zo.calibrate", calibrate, why))
     batch = fill("train.batch_size", min(16, max(1, now.train_rows)), "16 rows, or all of them when there are fewer")
     budget = 4096 if now.device == "cpu" else 16384
     rows = max(1, budget // max(1, now.longest * now.sequences_per_row))
     micro = min(batch, 2 ** int(math.log2(rows)))
     fill("train.micro_batch_size", micro, f"at most {budget} padded tokens a forward pass")
     per_epoch = max(1, math.ceil(now.train_rows / batch))
-    epochs = fill("train.epochs", *_epochs(per_epoch, tree["train"]["max_steps"]))
+    epochs = fill("train.epochs", *_epochs(per_epoch, tree["train"]["max_steps"], now.needs_backward))
     steps = max(1, round(epochs * per_epoch))
     if tree["train"]["max_steps"] is not None:
         steps = min(steps, tree["train"]["max_steps"])
@@ -113,6 +122,8 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
 def _adapter(now: Situation) -> tuple[str, str]:
     if now.quantized:
         return "qlora", "the model is stored in 4 bits"
+    if not now.needs_backward:
+        return "none", "the weights stay as they are, what is learned lies beside them"
     if now.parameters < 200_000_000:
         return "none", f"{now.parameters / 1e6:.0f}M parameters: training all of them is cheap"
     return "lora", f"{now.parameters / 1e9:.1f}G parameters: far less memory than training all of them"
@@ -130,9 +141,11 @@ def _learning_rate(adapter: str, parameters: int) -> tuple[float, str]:
     return _two_digits(min(3e-3, max(1e-4, 2e-4 * (1e9 / parameters) ** (1 / 3)))), f"{adapter}, {size}"
 
 
-def _epochs(per_epoch: int, max_steps: int | None) -> tuple[float, str]:
+def _epochs(per_epoch: int, max_steps: int | None, needs_backward: bool) -> tuple[float, str]:
     if max_steps is not None:
         return float(math.ceil(max_steps / per_epoch)), "as many as max_steps needs"
+    if not needs_backward:
+        return float(math.ceil(5000 / per_epoch)), "about 5,000 steps: without gradients it takes many"
     epochs = min(10, max(3, math.ceil(300 / per_epoch)))
     return float(epochs), "3 to 10: enough for about 300 steps"
 

@@ -81,6 +81,9 @@ class DataSection(Section):
     group_field: str | None = Field(
         default=None, description="rows with the same value never fall into different splits"
     )
+    rows_per_label: int | None = Field(
+        default=None, ge=1, description="k-shot: this many training and as many dev rows of each label (seeded)"
+    )
     train_rows: int | None = Field(
         default=None, ge=1, description="use at most this many training rows (seeded, stratified)"
     )
@@ -165,6 +168,36 @@ class TrainSection(Section):
     tensorboard: bool = Field(default=False, description="write TensorBoard events into the run folder")
 
 
+class ZoSection(Section):
+    """The method zo; what is null is the preset's. Nothing here is read by other methods."""
+
+    preset: str = Field(default="default", description="default, mezo or fzoo: everything below at once")
+    calibrate: bool | None = Field(
+        default=None, description="measure epsilon and a learning rate first; null: unless both are given"
+    )
+    head_start: Literal["probe", "random"] = Field(
+        default="probe", description="where a fresh head starts: slopes mean little at a random one"
+    )
+    epsilon: Annotated[float, Field(gt=0, lt=10)] | None = Field(default=None, description="distance of a probe")
+    direction: Literal["low_rank", "rademacher", "gaussian"] | None = Field(
+        default=None, description="beside frozen matrices, or dense over every trained weight"
+    )
+    rank: int | None = Field(default=None, ge=1, le=256, description="of one low-rank direction")
+    max_rank: int | None = Field(default=None, ge=1, le=1024, description="of all that a matrix can learn")
+    estimator: Literal["two_sided", "one_sided"] | None = Field(default=None, description="(L+ - L-) / 2, or L+ - L")
+    queries: int | None = Field(default=None, ge=1, le=4096, description="directions a step")
+    rows: Literal["shared", "split"] | None = Field(
+        default=None, description="every query sees the whole batch, or its own rows of it"
+    )
+    normaliser: Literal["none", "rms", "std"] | None = Field(
+        default=None, description="of the projected gradients: none, their running size, or the step's spread"
+    )
+    momentum: float | None = Field(default=None, ge=0, le=0.99, description="heavy ball over regenerated directions")
+    clip_rms: float | None = Field(
+        default=None, gt=0, description="bound on a projected gradient, in running root mean squares"
+    )
+
+
 class EvaluateSection(Section):
     baselines: tuple[BaselineName, ...] | Auto = Field(default="auto", description="what to set beside the result")
     demonstrations: int = Field(default=4, ge=1, le=64, description="examples shown to the in_context baseline")
@@ -181,6 +214,7 @@ class Recipe(Section):
     data: DataSection = DataSection()
     adapter: Annotated[AdapterSection, BeforeValidator(_named)] = AdapterSection()
     train: TrainSection = TrainSection()
+    zo: ZoSection = ZoSection()
     evaluate: EvaluateSection = EvaluateSection()
     out: str | None = Field(default=None, description="the run's folder; runs/TASK-MODEL-N when absent")
     seed: int = Field(

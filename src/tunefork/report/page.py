@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from tunefork.recipe import all_paths
+from tunefork.recipe.load import settings
 from tunefork.report import figures, words
 from tunefork.report.confusions import find_confusions
 from tunefork.report.examples import show_changes, show_samples
@@ -227,18 +227,8 @@ def _findings(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _settings(record: Record) -> list[Setting]:
-    """Every value that was given or found; what is left out has its default."""
     why = {reason["path"]: reason["why"] for reason in record.result["reasons"]}
-    settings = []
-    for path, info in all_paths():
-        value: Any = record.result["recipe"]
-        for part in path.split("."):
-            value = value[part]
-        default = info.get_default(call_default_factory=True)
-        default = list(default) if isinstance(default, tuple) else default
-        if path in why or value != default:
-            settings.append(Setting(path, words.setting(value), why.get(path, "given")))
-    return settings
+    return [Setting(path, words.setting(value), said) for path, value, said in settings(record.result["recipe"], why)]
 
 
 def _cost(record: Record) -> list[tuple[str, str]]:

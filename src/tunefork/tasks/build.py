@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tunefork.data.findings import refuse_above
+from tunefork.data.findings import SHOWN, refuse_above
 from tunefork.data.rows import Finding, Row
 from tunefork.data.values import counted, listed
 from tunefork.errors import DataError, UnsupportedError
@@ -16,12 +16,10 @@ from tunefork.tasks.labelled import LabelledTask, find_labels
 from tunefork.tasks.spec import find_spec, list_specs
 from tunefork.tasks.text import TextTask
 
-_SHOWN = 5
-
 
 def list_tasks() -> list[TaskInfo]:
     """Every kind, then every preset."""
-    return [TaskInfo(s.name, s.kind, s.summary, s.metrics[0], s.source) for s in list_specs()]
+    return [spec.info for spec in list_specs()]
 
 
 def make_task(
@@ -84,7 +82,7 @@ def build_examples(
         "unusable-row",
         f"{counted(len(bad), 'row')} left out: the task cannot use them.",
         len(bad),
-        tuple(bad[:_SHOWN]),
+        tuple(bad[:SHOWN]),
         "Mend these rows, or name the right columns with --text-field, --label-field or --set data.fields.NAME=COLUMN.",
     )
     return examples, notes + refuse_above([finding], {"unusable-row"}, len(parts), section.max_unusable, "max_unusable")

@@ -7,40 +7,22 @@ from typing import Any, get_args
 
 from tunefork.data.rows import Row
 from tunefork.data.values import shorten
-from tunefork.errors import DataError, RecipeError, did_you_mean
-from tunefork.tasks.base import Example, Form, Message, Objective, Prediction, Role, Statistic, TaskInfo
-from tunefork.tasks.spec import TaskSpec
+from tunefork.errors import DataError
+from tunefork.tasks.base import Example, Form, Message, Prediction, Role, Statistic
+from tunefork.tasks.spec import SpecTask, TaskSpec
 from tunefork.tasks.text import TEXT_METRICS, text_statistics
 
 _PLAIN = ("role", "content", "weight")
-_METRICS = (*TEXT_METRICS, "stopped")
 
 
-class ChatTask:
+class ChatTask(SpecTask):
     """Rows carry `messages` in OpenAI's shape (and perhaps `tools`); `weight: 0` turns are not learned."""
 
-    labels: tuple[str, ...] = ()
     form: Form = "chat"
-    objective: Objective = "answer"
-    automatic_objective = True
 
     def __init__(self, spec: TaskSpec) -> None:
-        for metric in spec.metrics:
-            if metric not in _METRICS:
-                raise RecipeError(
-                    f"`task.metric` must be one of {', '.join(_METRICS)} for chat. Received {metric!r}."
-                    f"{did_you_mean(metric, _METRICS)}"
-                )
-        self.spec, self.stop, self.max_new_tokens = spec, spec.stop, spec.max_new_tokens
-        self.metrics, self.metric = spec.metrics, spec.metrics[0]
-        self.info = TaskInfo(spec.name, spec.kind, spec.summary, self.metric, spec.source)
+        super().__init__(spec, (*TEXT_METRICS, "stopped"))
         self.wording: Mapping[str, Any] = {}  # the model's chat template says it all
-
-    def rows(self, rows: Sequence[Row]) -> list[Row]:
-        return list(rows)
-
-    def label_of(self, row: Row) -> str | None:
-        return None
 
     def example(self, row: Row) -> Example:
         """Raises DataError for a row without messages, or with one that is not of OpenAI's shape."""

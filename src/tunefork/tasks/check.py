@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
-from tunefork.data.findings import SHOWN, refuse_above
+from tunefork.data.findings import SHOWN, about_rows, refuse_above
 from tunefork.data.rows import Finding
 from tunefork.data.values import counted, shorten
 from tunefork.recipe.schema import DataSection
@@ -36,8 +36,12 @@ def check_rendered(
     return findings
 
 
+def _places(rows: Sequence[Rendered], what: Callable[[Rendered], str]) -> list[tuple[str, str]]:
+    return [(r.example.source, what(r)) for r in rows]
+
+
 def _named(rows: Sequence[Rendered], what: Callable[[Rendered], str]) -> tuple[str, ...]:
-    return tuple(f"{r.example.source}: {what(r)}" for r in rows[:SHOWN])
+    return tuple(f"{where}: {text}" for where, text in _places(rows[:SHOWN], what))
 
 
 def _cut(split: str, rows: Sequence[Rendered], section: DataSection) -> list[Finding]:
@@ -46,30 +50,23 @@ def _cut(split: str, rows: Sequence[Rendered], section: DataSection) -> list[Fin
     found: list[Finding] = []
     for side, where in words.items():
         cut = [r for r in rows if r.cut and not r.answer_cut and r.cut_side == side]
-        if cut:
-            lost = sum(r.cut for r in cut)
-            text = f"{counted(len(cut), 'row')} cut to fit, {lost:,} tokens in all, {where}; never the answer."
-            shown = _named(cut, lambda r: f"{r.length} tokens, {r.cut} of them left out")
-            advice = "Raise model.max_length if the model allows it, or shorten these rows."
-            found.append(Finding("warning", "cut-row", text, len(cut), shown, advice, split))
+        what = f"cut to fit, {sum(r.cut for r in cut):,} tokens in all, {where}; never the answer."
+        places = _places(cut, lambda r: f"{r.length} tokens, {r.cut} of them left out")
+        advice = "Raise model.max_length if the model allows it, or shorten these rows."
+        found += about_rows("warning", "cut-row", places, what, advice, split)
     return refuse_above(found, {"cut-row"}, len(rows), section.max_cut, "max_cut")
 
 
 def _untrained(split: str, rows: Sequence[Rendered], section: DataSection) -> list[Finding]:
     """Rows whose answer does not fit, or that have no reply to learn from."""
     empty = [r for r in rows if not any(r.trained[1:])]
-    if not empty:
-        return []
-    finding = Finding(
-        "warning",
-        "nothing-trained",
-        f"{counted(len(empty), 'row')} without a trained token: nothing is learned from them.",
-        len(empty),
-        _named(empty, lambda r: f"the answer does not fit {len(r.ids)} tokens" if r.answer_cut else "no trained token"),
-        "Raise model.max_length, or shorten or remove these rows.",
-        split,
+    why = _places(
+        empty, lambda r: f"the answer does not fit {len(r.ids)} tokens" if r.answer_cut else "no trained token"
     )
-    return refuse_above([finding], {"nothing-trained"}, len(rows), section.max_unusable, "max_unusable")
+    what = "without a trained token: nothing is learned from them."
+    advice = "Raise model.max_length, or shorten or remove these rows."
+    found = about_rows("warning", "nothing-trained", why, what, advice, split)
+    return refuse_above(found, {"nothing-trained"}, len(rows), section.max_unusable, "max_unusable")
 
 
 def _stop(rows: Sequence[Rendered], renderer: Renderer) -> list[Finding]:
@@ -136,17 +133,17 @@ def _alike(split: str, rows: Sequence[Rendered]) -> list[Finding]:
 
     same = those(lambda r: len(set(r.candidates)) < len(r.candidates))
     if same:
-        text = f"{counted(len(same), 'row')} with candidates that are the same tokens, which cannot be told apart."
-        shown = _named(same, lambda r: " and ".join(map(repr, _pair(r, lambda a, b: a == b))))
-        return [Finding("error", "same-candidates", text, len(same), shown, "Give them different names.", split)]
+        what = "with candidates that are the same tokens, which cannot be told apart."
+        places = _places(same, lambda r: " and ".join(map(repr, _pair(r, lambda a, b: a == b))))
+        return about_rows("error", "same-candidates", places, what, "Give them different names.", split)
     if split != "train":
         return []
     inside = those(lambda r: bool(_pair(r, _inside)))
     if inside:
-        text = f"{counted(len(inside), 'row')} with a candidate that another one begins with."
-        shown = _named(inside, lambda r: " and ".join(map(repr, _pair(r, _inside))))
+        places = _places(inside, lambda r: " and ".join(map(repr, _pair(r, _inside))))
+        what = "with a candidate that another one begins with."
         advice = "They are compared by their mean log-probability a token; names of their own tell them apart better."
-        return [Finding("warning", "candidate-in-candidate", text, len(inside), shown, advice, split)]
+        return about_rows("warning", "candidate-in-candidate", places, what, advice, split)
     begin = those(lambda r: len({c[0] for c in r.candidates}) < len(r.candidates))
     if not begin:
         return []

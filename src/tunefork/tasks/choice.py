@@ -7,19 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunefork.data.rows import Row
-from tunefork.data.values import label_text, plain_text, shorten
-from tunefork.errors import DataError, RecipeError, did_you_mean
+from tunefork.data.values import label_text, look_up, plain_text, shorten
+from tunefork.errors import DataError
 from tunefork.metrics import MeanStatistic
 from tunefork.recipe.schema import TaskSection
-from tunefork.tasks.base import Example, Form, Objective, Prediction, Statistic, TaskInfo
+from tunefork.tasks.base import Example, Form, Objective, Prediction, Statistic
 from tunefork.tasks.labelled import MOST_CANDIDATES
-from tunefork.tasks.spec import TaskSpec, group_of, look_up, named_values, unrolled
+from tunefork.tasks.spec import SpecTask, TaskSpec, group_of, named_values
 from tunefork.tasks.template import fill
 
-METRICS = ("accuracy",)
 
-
-class ChoiceTask:
+class ChoiceTask(SpecTask):
     """2..n candidates a row, compared by length-normalised log-likelihood after the prompt.
 
     The right one is given as its position from 0, its text, its letter, or a list of texts of which any is right.
@@ -27,32 +25,13 @@ class ChoiceTask:
     MOST_CANDIDATES, training looks at the right answer only.
     """
 
-    labels: tuple[str, ...] = ()
     form: Form = "choice"
-    stop: tuple[str, ...] = ()
-    max_new_tokens = 8
 
     def __init__(self, spec: TaskSpec, section: TaskSection, rows: Sequence[Row]) -> None:
-        self.spec = spec
-        for metric in spec.metrics:
-            if metric not in METRICS:
-                raise RecipeError(
-                    f"`task.metric` must be {', '.join(METRICS)} for choice. Received {metric!r}."
-                    f"{did_you_mean(metric, METRICS)}"
-                )
-        self.metrics, self.metric = spec.metrics, spec.metrics[0]
-        self.info = TaskInfo(spec.name, spec.kind, spec.summary, self.metric, spec.source)
-        self.wording: Mapping[str, Any] = spec.wording()
+        super().__init__(spec, ("accuracy",))
         self.automatic_objective = section.objective == "auto"
         fitting: Objective = "candidates" if self._most(rows) <= MOST_CANDIDATES else "answer"
         self.objective: Objective = fitting if section.objective == "auto" else section.objective
-
-    def rows(self, rows: Sequence[Row]) -> list[Row]:
-        return [part for row in rows for part in unrolled(self.spec, row)]
-
-    def label_of(self, row: Row) -> str | None:
-        """Positions of right answers are nothing to stratify by."""
-        return None
 
     def example(self, row: Row) -> Example:
         """Raises DataError for a missing field, fewer than two choices, or a right answer that is none of them."""

@@ -12,19 +12,16 @@ from tunefork.data.values import label_text, listed, shorten
 from tunefork.errors import DataError, RecipeError, UnsupportedError, did_you_mean
 from tunefork.metrics import AgreementMetric, AgreementStatistic, ConfusionMetric, ConfusionStatistic
 from tunefork.recipe.schema import ModelKind, TaskSection
-from tunefork.tasks.base import MASK, Example, Form, Objective, Prediction, Statistic, TaskInfo
-from tunefork.tasks.spec import TaskSpec, group_of, named_values, unrolled
+from tunefork.tasks.base import MASK, Example, Form, Objective, Prediction, Statistic
+from tunefork.tasks.spec import SpecTask, TaskSpec, group_of, named_values, unrolled
 from tunefork.tasks.template import fill, names_in
 
 MOST_CANDIDATES = 8  # with more of several tokens each, training looks at the right answer only
 _CONFUSION, _AGREEMENT = get_args(ConfusionMetric), get_args(AgreementMetric)
 
 
-class LabelledTask:
+class LabelledTask(SpecTask):
     """One of `labels` a row, as a word after a prompt or through a head. Labels of `scoring` are integers in order."""
-
-    stop: tuple[str, ...] = ()
-    max_new_tokens = 8
 
     def __init__(
         self,
@@ -34,25 +31,14 @@ class LabelledTask:
         labels: tuple[str, ...],
         names: Mapping[str, str],
     ) -> None:
-        self.spec, self.labels = spec, labels
+        super().__init__(spec, (*_CONFUSION, *(_AGREEMENT if spec.kind == "scoring" else ())))
+        self.labels = labels
         self._index = {value: labels.index(name) for value, name in names.items()}
         self.form: Form = _form(section, model_kind)
         self.automatic_objective = section.objective == "auto"
         self.objective: Objective = _objective(section, model_kind, self.form, len(labels))
         self.template, self._key = _template(spec, section, model_kind, self.form)
-        known = (*_CONFUSION, *(_AGREEMENT if spec.kind == "scoring" else ()))
-        for metric in spec.metrics:
-            if metric not in known:
-                raise RecipeError(
-                    f"`task.metric` must be one of {', '.join(known)} for {spec.kind}. Received {metric!r}."
-                    f"{did_you_mean(metric, known)}"
-                )
-        self.metrics, self.metric = spec.metrics, spec.metrics[0]
-        self.info = TaskInfo(spec.name, spec.kind, spec.summary, self.metric, spec.source)
         self.wording: Mapping[str, Any] = {self._key.removeprefix("task."): self.template, "labels": list(labels)}
-
-    def rows(self, rows: Sequence[Row]) -> list[Row]:
-        return [part for row in rows for part in unrolled(self.spec, row)]
 
     def example(self, row: Row) -> Example:
         """Raises DataError for a missing field or an unknown label; a missing label gives `gold` None."""

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from tunefork.batch import Batch
 
-_IGNORED = -100
+IGNORED = -100
 
 
 def row_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -30,10 +30,12 @@ def row_scores(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     Candidates of several tokens are compared by their mean log-probability a token (length-normalised, as in MeZO).
     """
     if batch.head:
-        return torch.log_softmax(model(**_inputs(batch)).logits.float(), dim=-1)
+        return torch.log_softmax(
+            model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.float(), dim=-1
+        )
     if batch.options is not None and batch.read_at is not None:
         rows = torch.arange(len(batch.read_at), device=batch.read_at.device)
-        logits = _logits_at(model, batch, rows, batch.read_at)
+        logits = logits_at(model, batch, rows, batch.read_at)
         chosen = logits.gather(1, batch.options.clamp(min=0))
         return torch.log_softmax(chosen.masked_fill(batch.options < 0, -torch.inf), dim=-1)
     sums, counts = _token_sums(model, batch)
@@ -51,33 +53,27 @@ def _token_sums(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, tor
     """[S] summed log-probability of the target tokens of each sequence, and how many there are."""
     if batch.targets is None:
         raise ValueError("a batch without targets, options or a head has no loss")
-    wanted = batch.targets != _IGNORED
+    wanted = batch.targets != IGNORED
     sequence, position = wanted.nonzero(as_tuple=True)  # N target tokens
-    logits = _logits_at(model, batch, sequence, position)
+    logits = logits_at(model, batch, sequence, position)
     each = torch.nn.functional.cross_entropy(logits, batch.targets[sequence, position], reduction="none")
     sums = torch.zeros(len(wanted), device=each.device).index_add(0, sequence, -each)
     return sums, wanted.sum(1)
 
 
-def _logits_at(model: torch.nn.Module, batch: Batch, sequence: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+def logits_at(model: torch.nn.Module, batch: Batch, sequence: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
     """fp32 [N, V]: the logits at N places. A decoder computes only the columns that hold any of them."""
     bare = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), model)  # inside a PEFT wrapper
     if not _keeps_logits(type(bare)):
-        return model(**_inputs(batch)).logits[sequence, position].float()
+        return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[sequence, position].float()
     columns, column = torch.unique(position, return_inverse=True)
     if not len(columns):  # nothing is asked; a model still needs one column to compute
         columns = torch.zeros(1, dtype=torch.int64, device=position.device)
-    return model(**_inputs(batch), logits_to_keep=columns).logits[sequence, column].float()
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=columns).logits
+    return logits[sequence, column].float()
 
 
 @functools.cache
 def _keeps_logits(kind: type[torch.nn.Module]) -> bool:
     """Whether the model's forward takes `logits_to_keep`, as decoders do and masked models do not."""
     return "logits_to_keep" in inspect.signature(kind.forward).parameters
-
-
-def _inputs(batch: Batch) -> dict[str, torch.Tensor]:
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if batch.token_type_ids is not None:
-        inputs["token_type_ids"] = batch.token_type_ids
-    return inputs

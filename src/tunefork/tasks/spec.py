@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
@@ -12,8 +12,10 @@ import yaml
 from pydantic import Field, ValidationError
 
 from tunefork.data.rows import Row
+from tunefork.data.values import look_up
 from tunefork.errors import RecipeError, did_you_mean
 from tunefork.recipe.schema import Section, TaskKind, TaskSection
+from tunefork.tasks.base import Objective, TaskInfo
 from tunefork.tasks.template import compiled, fill, names_in
 
 _LABELLED = frozenset({"prompt", "masked_prompt", "form", "objective", "metric", "chat_template"})
@@ -50,10 +52,42 @@ class TaskSpec(Section):
     stop: tuple[str, ...] = ()
     max_new_tokens: int = 64
 
+    @property
+    def info(self) -> TaskInfo:
+        return TaskInfo(self.name, self.kind, self.summary, self.metrics[0], self.source)
+
     def wording(self) -> dict[str, Any]:
         """What decides the text a model is shown, as JSON."""
         keys = ("prompt", "masked_prompt", "choices", "choice_value", "choice", "answer", "text")
         return {key: value for key, value in self.model_dump(mode="json", include=set(keys)).items() if value}
+
+
+class SpecTask:
+    """What every task takes from its spec. Raises RecipeError for a metric that is not among `known`."""
+
+    labels: tuple[str, ...] = ()
+    objective: Objective = "answer"
+    automatic_objective = True
+
+    def __init__(self, spec: TaskSpec, known: Collection[str]) -> None:
+        for metric in spec.metrics:
+            if metric not in known:
+                raise RecipeError(
+                    f"`task.metric` must be one of {', '.join(known)} for {spec.kind}. Received {metric!r}."
+                    f"{did_you_mean(metric, known)}"
+                )
+        self.spec, self.info = spec, spec.info
+        self.metrics, self.metric = spec.metrics, spec.metrics[0]
+        self.stop, self.max_new_tokens = spec.stop, spec.max_new_tokens
+        self.wording: Mapping[str, Any] = spec.wording()
+
+    def rows(self, rows: Sequence[Row]) -> list[Row]:
+        """One row a question."""
+        return [part for row in rows for part in unrolled(self.spec, row)]
+
+    def label_of(self, row: Row) -> str | None:
+        """Answers in free text and positions of right ones are nothing to stratify by."""
+        return None
 
 
 def list_specs() -> list[TaskSpec]:
@@ -144,18 +178,6 @@ def named_values(spec: TaskSpec, row: Row) -> dict[str, Any]:
 def group_of(spec: TaskSpec, values: Mapping[str, Any], source: str) -> str:
     """The name of the row's group, empty where the task has none."""
     return fill(spec.group, "task.group", values, source) if spec.group else ""
-
-
-def look_up(values: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path, or None."""
-    if path in values:
-        return values[path]
-    inside: Any = values
-    for part in path.split("."):
-        if not isinstance(inside, Mapping) or part not in inside:
-            return None
-        inside = inside[part]
-    return inside
 
 
 def _folder(name: str) -> Traversable:

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunefork.data.rows import Row
-from tunefork.data.values import is_blank, plain_text, shorten
-from tunefork.errors import DataError, RecipeError, did_you_mean
+from tunefork.data.values import is_blank, look_up, plain_text, shorten
+from tunefork.errors import DataError
 from tunefork.metrics import MeanStatistic, exact_match, final_number, final_number_match, rouge_l, rouge_n, token_f1
 from tunefork.recipe.schema import TaskSection
-from tunefork.tasks.base import Example, Form, Objective, Prediction, Statistic, TaskInfo
-from tunefork.tasks.spec import TaskSpec, group_of, look_up, named_values, unrolled
+from tunefork.tasks.base import Example, Form, Prediction, Statistic
+from tunefork.tasks.spec import SpecTask, TaskSpec, group_of, named_values
 from tunefork.tasks.template import fill, names_in
 
 TEXT_METRICS = {
@@ -30,34 +30,14 @@ TEXT_METRICS = {
 }
 
 
-class TextTask:
+class TextTask(SpecTask):
     """The answer follows the prompt and ends with the end token; the loss is on both."""
 
-    labels: tuple[str, ...] = ()
     form: Form = "text"
-    objective: Objective = "answer"
-    automatic_objective = True
 
     def __init__(self, spec: TaskSpec, section: TaskSection) -> None:
-        self.spec = spec
-        for metric in spec.metrics:
-            if metric not in TEXT_METRICS:
-                raise RecipeError(
-                    f"`task.metric` must be one of {', '.join(TEXT_METRICS)}. Received {metric!r}."
-                    f"{did_you_mean(metric, TEXT_METRICS)}"
-                )
+        super().__init__(spec, TEXT_METRICS)
         self._own_prompt = section.prompt is not None
-        self.stop, self.max_new_tokens = spec.stop, spec.max_new_tokens
-        self.metrics, self.metric = spec.metrics, spec.metrics[0]
-        self.info = TaskInfo(spec.name, spec.kind, spec.summary, self.metric, spec.source)
-        self.wording: Mapping[str, Any] = spec.wording()
-
-    def rows(self, rows: Sequence[Row]) -> list[Row]:
-        return [part for row in rows for part in unrolled(self.spec, row)]
-
-    def label_of(self, row: Row) -> str | None:
-        """Answers in free text are nothing to stratify by."""
-        return None
 
     def example(self, row: Row) -> Example:
         """Raises DataError for a missing or empty field. A row without an answer can only be predicted."""

@@ -115,7 +115,7 @@ def load_step(run: RunFolder, step: int) -> Loaded:
 def environment(device: torch.device, dtype: str) -> dict[str, str | int | None]:
     """What the last bits of a result depend on besides recipe and data: versions, device, threads, number format."""
     return {
-        **{package: _version(package) for package in _PACKAGES},
+        **{package: installed(package) for package in _PACKAGES},
         "device": _device_name(device),
         "dtype": dtype,
         "threads": torch.get_num_threads(),
@@ -177,7 +177,8 @@ def _safetensors(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memory
 
 
 @functools.cache
-def _version(package: str) -> str | None:
+def installed(package: str) -> str | None:
+    """The version of an installed package, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

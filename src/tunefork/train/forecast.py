@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from tunefork.batch import Batch
-from tunefork.methods import make_method
-from tunefork.models import quiet, torch_dtype, trainable_state
+from tunefork.methods import make_method, method_info, steps_only
+from tunefork.models import quiet, torch_dtype
 from tunefork.render import Rendered
 from tunefork.tasks import row_losses
 from tunefork.train import speed
@@ -20,6 +20,8 @@ from tunefork.train.workload import BatchPlan, Looks, plan_batches, simulate_loo
 
 START_UP_BYTES = 10 * 2**20
 """Thread pools, kernels' scratch and Python's own objects, once a model runs."""
+
+_REPLAYED = 200  # steps whose effect on the heap is followed; later ones find holes that fit
 
 _REST = {"load": "loading", "step": "activations", "look": "evaluation", "save": "checkpoint"}
 _DISK_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
@@ -83,10 +85,18 @@ def _simulated(job: Job, plan: BatchPlan, simulation: Simulation) -> Forecast:
         trained = [p for p in model.parameters() if p.requires_grad]
         for parameter in trained:
             parameter.register_post_accumulate_grad_hook(tag_gradient)
-        method = make_method(model, job.recipe)
+        method = make_method(model, steps_only(job.recipe))
         end = step([plan.typical, plan.typical])
         micro, last = marks[1].since(marks[0]), end.since(marks[1])  # a micro-batch; another one and the update
         simulation.tag_rest("optimizer state")
+        if job.device.type == "cpu":
+            with simulation.recorded() as light:
+                step([plan.typical] * len(plan.heaviest))
+            with simulation.recorded() as heavy:
+                step(plan.heaviest)
+            spread = max(1, plan.heaviest_padded - plan.typical_padded)
+            shares = [(size - plan.typical_padded) / spread for size in plan.step_sizes[:_REPLAYED]]
+            simulation.replay(light, heavy, shares)
         with simulation.phase("step"):
             step(plan.heaviest)
         looks = Looks()
@@ -94,7 +104,7 @@ def _simulated(job: Job, plan: BatchPlan, simulation: Simulation) -> Forecast:
             with simulation.phase("look"):
                 looks = simulate_look(job, model, simulation)
         with simulation.phase("save"):
-            copies = trainable_state(model), method.state()
+            copies = method.learned(), method.state()
             del copies
 
     one = speed.cost(micro, job.device)
@@ -123,6 +133,7 @@ def _skeleton(job: Job) -> torch.nn.Module:
         form=job.task.form,
         labels=job.task.labels,
         adapter=recipe.adapter,
+        frozen=not method_info(recipe.train.method).needs_backward,
         activation_checkpointing=bool(recipe.train.activation_checkpointing),
     )
 

@@ -12,7 +12,6 @@ import torch
 
 from tunefork.errors import Interrupted, RunError
 from tunefork.methods.base import Method, RowLosses
-from tunefork.models import load_trainable_state, trainable_state
 from tunefork.recipe import Recipe
 from tunefork.render import Rendered, Renderer
 from tunefork.run import RunFolder
@@ -37,7 +36,7 @@ class Look:
 class Event:
     """Something a listener may show or log."""
 
-    kind: str  # "resume", "step", "look", "checkpoint", "stop"
+    kind: str  # "resume", "step", "note", "look", "checkpoint", "stop"
     step: int
     values: Mapping[str, Any]
 
@@ -59,7 +58,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """How training ended. The model holds the best weights, or the last ones if the recipe says so."""
+    """How training ended. The method holds the best weights, or the last ones if the recipe says so."""
 
     progress: Progress
     stopped_early: bool
@@ -97,7 +96,7 @@ def train(
     else:
         if resume.state["rows"] != fingerprint:
             raise RunError("A resumed run must see the same rows. They have changed since it began. Try a new run.")
-        progress, notes = _resume(resume, model, method)
+        progress, notes = _resume(resume, device, method)
         run.truncate_log(progress.step)
         skipped = [(str(path), why) for path, why in resume.skipped]
         on_event(Event("resume", progress.step, {"skipped": skipped, "differences": notes}))
@@ -107,7 +106,7 @@ def train(
         save_checkpoint(
             run,
             progress.step,
-            {"weights": trainable_state(model), "method": method.state()},
+            {"weights": method.learned(), "method": method.state()},
             {
                 "progress": vars(progress),
                 "environment": environment(device, recipe.model.dtype),
@@ -167,6 +166,9 @@ def train(
             progress.forwards += result.forwards
             progress.tokens += sum(b.tokens for b in batches)
             progress.seconds += time.perf_counter() - started
+            for note in result.notes:
+                notes.append(note)
+                on_event(Event("note", progress.step, {"text": note}))
             on_event(Event("step", progress.step, {"loss": result.loss, **result.scalars, "tokens": progress.tokens}))
     except (Interrupted, KeyboardInterrupt) as stop:
         if isinstance(stop, Interrupted) and saved < progress.step:
@@ -185,17 +187,16 @@ def train(
         except RunError as damage:
             notes.append(f"The last weights are kept, not the best: {damage}")
         else:
-            load_trainable_state(model, best.tensors["weights"])
+            method.load_learned(best.tensors["weights"])
             weights_from = progress.best_step
     return TrainResult(progress, stopped_early, weights_from, tuple(notes))
 
 
-def _resume(loaded: Loaded, model: torch.nn.Module, method: Method) -> tuple[Progress, list[str]]:
-    device = next(model.parameters()).device
+def _resume(loaded: Loaded, device: torch.device, method: Method) -> tuple[Progress, list[str]]:
     kept = loaded.state["progress"]
     if kept["step"] != loaded.step:
         raise RunError(f"A checkpoint's state must be of its own step. Received {kept['step']} in step {loaded.step}.")
-    load_trainable_state(model, loaded.tensors["weights"])
+    method.load_learned(loaded.tensors["weights"])
     method.load_state(loaded.tensors["method"])
     now = environment(device, loaded.state["environment"]["dtype"])
     return Progress(**kept), environment_differences(loaded.state["environment"], now)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from tunefork.data import Finding, Item, Row, Splits, check_items, load_splits
-from tunefork.errors import DataError
-from tunefork.evaluate import check_baselines, fitting_baselines
-from tunefork.methods import method_info
+from tunefork.errors import DataError, RecipeError
+from tunefork.evaluate import Asking, BaselineResult, check_baselines, fitting_baselines, run_baselines
+from tunefork.evaluate.harness import nothing
+from tunefork.methods import check_settings, method_info
 from tunefork.models import (
     ModelFacts,
+    autocast,
     check_support,
     choose_device,
     choose_dtype,
     inspect_model,
+    load_base,
     load_tokenizer,
+    torch_dtype,
     usable_positions,
 )
 from tunefork.recipe import DataSection, Recipe, Resolved, resolve
@@ -51,6 +56,25 @@ class Job:
     def recipe(self) -> Recipe:
         return self.resolved.recipe
 
+    def asking(self, check: Callable[[], None] = nothing) -> Asking:
+        """How its model is asked; `check` may interrupt it."""
+        compute = functools.partial(autocast, self.device, torch_dtype(self.recipe.model.dtype))
+        return Asking(self.renderer, self.device, self.recipe.evaluate.tokens_per_batch, check, compute)
+
+    def measure_baselines(self, names: Sequence[str], asking: Asking) -> dict[str, BaselineResult]:
+        """The named baselines on the test rows; the untrained model is loaded when the first one needs it."""
+        dtype, section = torch_dtype(self.recipe.model.dtype), self.recipe.evaluate
+        return run_baselines(
+            names,
+            asking,
+            train=self.examples["train"],
+            dev=self.examples["dev"],
+            test=self.examples["test"],
+            model_provider=lambda: load_base(self.facts, self.task.form, self.task.labels, self.device, dtype),
+            section=section,
+            seed=self.recipe.seed,
+        )
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Rows, tokens and trained tokens of each split."""
         return {
@@ -70,11 +94,16 @@ def prepare(recipe: Recipe) -> Job:
     Raises the errors of each room: RecipeError, MissingFileError, DataError, UnsupportedError.
     """
     method = method_info(recipe.train.method)
+    check_settings(recipe)
     facts = inspect_model(recipe.model)
     device, _ = choose_device(recipe.model)
     dtype, dtype_reason = choose_dtype(recipe.model, device)
     splits, findings = load_splits(recipe.data, recipe.data.split_seed, None)
     task = make_task(recipe.task, recipe.data, facts.kind, _label_rows(splits, recipe.data))
+    if recipe.data.rows_per_label is not None and not task.labels:
+        raise RecipeError(
+            f"`data.rows_per_label` needs a task with labels. Received {recipe.task.name}. Try data.train_rows."
+        )
     if task.labels:  # once the labels are known the split can be stratified by them
         splits, findings = load_splits(recipe.data, recipe.data.split_seed, task.label_of)
     if recipe.adapter.name != "auto":
@@ -180,4 +209,5 @@ def _situation(
         quantized=facts.quantized,
         baselines=fitting_baselines(renderer.task),
         checkpointing_needed=False,
+        needs_backward=method_info(recipe.train.method).needs_backward,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tunefork.train.heap import Block, Heap
+from tunefork.train.heap import LARGEST_THRESHOLD, Block, Heap
 
 Matmul = tuple[torch.dtype, int, int, int, int]
 """number format, batch, m, k, n"""
@@ -35,19 +35,24 @@ _ATTENTION = {  # multiplications of [T, D] x [D, S]; 2 forward, 5 backward
 
 @dataclass
 class Work:
-    """What was computed: operations, bytes read and written by all but matrix products, and those products."""
+    """What was computed: operations, the matrix products among them, bytes that the others read and wrote.
+
+    `mapped` bytes are results in memory that comes fresh from the system each time, which takes time of its own.
+    """
 
     operations: int = 0
     moved: int = 0
+    mapped: int = 0
     matmuls: Counter[Matmul] = field(default_factory=Counter)
 
     def since(self, before: Work) -> Work:
         """The work done after `before`, an earlier copy of the same account."""
         matmuls = Counter({k: n - before.matmuls[k] for k, n in self.matmuls.items() if n > before.matmuls[k]})
-        return Work(self.operations - before.operations, self.moved - before.moved, matmuls)
+        operations, moved = self.operations - before.operations, self.moved - before.moved
+        return Work(operations, moved, self.mapped - before.mapped, matmuls)
 
     def copy(self) -> Work:
-        return Work(self.operations, self.moved, self.matmuls.copy())
+        return Work(self.operations, self.moved, self.mapped, self.matmuls.copy())
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,8 @@ class Simulation(TorchDispatchMode):
         self._blocks: dict[int, tuple[int, Block | None]] = {}  # storage -> bytes, place in the heap
         self._tags: dict[int, str] = {}
         self._tagged: Counter[str] = Counter()
+        self._events: list[int] = []
+        self._recorded: dict[int, int] = {}  # storage -> where in the events it is made
         self._live = 0
         self._peak, self._peak_parts = (-1, -1), {"": 0}
 
@@ -97,6 +104,32 @@ class Simulation(TorchDispatchMode):
         peak = Peak(self._peak_parts)
         if name not in self.phases or peak.rank > self.phases[name].rank:
             self.phases[name] = peak
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[list[int]]:
+        """A block whose allocations are kept as sizes, and the release of the one at place i of the list as ~i."""
+        self._events, self._recorded = [], {}
+        yield self._events
+        self._events, self._recorded = [], {}
+
+    def replay(self, light: Sequence[int], heavy: Sequence[int], shares: Iterable[float]) -> None:
+        """Puts recorded steps through the heap once a share: 0 is `light`, 1 is `heavy`, others lie on their line.
+
+        Holes that steps of one shape leave do not fit those of the next: over hundreds of steps the heap grows.
+        Does nothing where the two did not do the same in the same order.
+        """
+        alike = len(light) == len(heavy) and all(a == b or min(a, b) >= 0 for a, b in zip(light, heavy, strict=True))
+        if self._heap is None or not alike:
+            return
+        for share in shares:
+            made: dict[int, Block] = {}
+            for place, (a, b) in enumerate(zip(light, heavy, strict=True)):
+                if a < 0:
+                    self._heap.release(made.pop(~a))
+                else:
+                    made[place] = self._heap.allocate(max(0, round(a + share * (b - a))))
+            for block in made.values():
+                self._heap.release(block)
 
     def tag(self, tensors: Iterable[torch.Tensor], name: str) -> None:
         """Puts storages that are counted already under a name."""
@@ -152,7 +185,12 @@ class Simulation(TorchDispatchMode):
         if key in self._blocks:
             return
         size = storage.nbytes()
-        self._blocks[key] = size, self._heap.allocate(size) if self._heap is not None else None
+        block = self._heap.allocate(size) if self._heap is not None else None
+        if block is not None and size >= LARGEST_THRESHOLD:
+            self.work.mapped += size
+        self._blocks[key] = size, block
+        self._recorded[key] = len(self._events)
+        self._events.append(size)
         self._live += size
         weakref.finalize(storage, self._forget, key).atexit = False
         self._note_peak()
@@ -160,6 +198,8 @@ class Simulation(TorchDispatchMode):
     def _forget(self, key: int) -> None:
         size, block = self._blocks.pop(key)
         self._live -= size
+        if (place := self._recorded.pop(key, None)) is not None:
+            self._events.append(~place)
         if (name := self._tags.pop(key, None)) is not None:
             self._tagged[name] -= size
         if self._heap is not None and block is not None:

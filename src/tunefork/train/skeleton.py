@@ -50,6 +50,7 @@ def build_skeleton(
     labels: Sequence[str],
     adapter: AdapterSection,
     activation_checkpointing: bool,
+    frozen: bool = False,
 ) -> torch.nn.Module:
     """What `load_model` returns, on the meta device, whatever the number format."""
     head = form == "head"
@@ -61,9 +62,12 @@ def build_skeleton(
     model = meta_model(config, facts.kind, head, facts.trust_remote_code)
     loaded = Loaded(model, _beside_backbone(model) if head else ())
     name = adapter.name
-    targets = lora_targets(model, adapter.targets) if name in ("lora", "qlora", "dora") else []
+    lora = name in ("lora", "qlora", "dora") and not (frozen and name == "qlora")
+    targets = lora_targets(model, adapter.targets) if lora else []
     if name == "qlora" or facts.quantized:
         _quantize(model)
+    if frozen and name in ("none", "qlora"):
+        return model.requires_grad_(False)
     if name == "none":
         built = train_everything(loaded)
     elif name == "head":

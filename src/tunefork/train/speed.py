@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +12,15 @@ import torch
 
 from tunefork.train.simulation import Matmul, Work
 
-_MOST_FLOPS = {"cpu": 2e8}  # of one measured product; elsewhere:
+_MOST_FLOPS = {"cpu": 4e8}  # of one measured product; elsewhere:
 _MOST_FLOPS_ACCELERATOR = 2e11
-_MEASURED = 10  # shapes of matrix products measured at most, the costliest first
-_MOVED = {"cpu": 2**22}
+_MEASURED = 8  # shapes of matrix products measured at most, the costliest first
+_MOVED = {"cpu": 2**23}
 _MOVED_ACCELERATOR = 2**28
+_MAPPED = 2**25 + 2**20  # more than the C library keeps for itself
 _TINY_OPERATIONS = 100
-_REPEATS = 5
+_REPEATS = 4
+_LONG = 0.2  # seconds after which a measurement is not repeated
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,34 +47,37 @@ def cost(work: Work, device: torch.device) -> Cost:
     flops = sum(_flops(shape) * n for shape, n in ranked[:_MEASURED])
     rest = sum(_flops(shape) * n for shape, n in ranked[_MEASURED:])
     doing = measured + (rest * measured / flops if flops else 0.0) + work.moved / bytes_per_second(device)
+    if work.mapped:
+        doing += work.mapped / mapped_bytes_per_second(device)
     return Cost(work.operations * operation_seconds(device), doing, device.type == "cuda")
 
 
 @functools.lru_cache(maxsize=512)
 def matmul_seconds(shape: Matmul, device: torch.device) -> float:
-    """Seconds of a product [batch, m, k] x [batch, k, n], measured on fewer rows where it is large."""
-    dtype, batch, m, k, n = shape
-    budget = _MOST_FLOPS.get(device.type, _MOST_FLOPS_ACCELERATOR)
-    share = min(1.0, budget / _flops(shape))
-    small_batch = max(1, int(batch * share))
-    rows = m if batch > 1 else max(16, int(m * share))
-    rows = min(m, rows)
-    columns = n if rows * k * n * small_batch * 2 <= 4 * budget else max(64, int(2 * budget / (small_batch * rows * k)))
-    inner = k if rows * k * columns * small_batch * 2 <= 4 * budget else max(64, int(2 * budget / (rows * columns)))
-    a = torch.ones(small_batch, rows, inner, dtype=dtype, device=device)
-    b = torch.ones(small_batch, inner, columns, dtype=dtype, device=device)
-    if small_batch == 1:
+    """Seconds of a product [batch, m, k] x [batch, k, n], measured on a smaller one where it is large."""
+    dtype, *sizes = shape
+    while 2 * math.prod(sizes) > _MOST_FLOPS.get(device.type, _MOST_FLOPS_ACCELERATOR):
+        largest = sizes.index(max(sizes))
+        sizes[largest] //= 2
+    batch, m, k, n = sizes
+    a, b = torch.ones(batch, m, k, dtype=dtype, device=device), torch.ones(batch, k, n, dtype=dtype, device=device)
+    if batch == 1:
         a, b = a[0], b[0]
-    taken = _least_seconds(lambda: a @ b, device)
-    return taken * _flops(shape) / _flops((dtype, small_batch, rows, inner, columns))
+    return _least_seconds(lambda: a @ b, device) * _flops(shape) / (2 * math.prod(sizes))
 
 
 @functools.lru_cache(maxsize=8)
 def bytes_per_second(device: torch.device) -> float:
-    """Bytes an elementwise operation reads and writes in a second, memory for its result included."""
+    """Bytes an elementwise operation of some substance reads and writes in a second."""
     size = _MOVED.get(device.type, _MOVED_ACCELERATOR)
-    a = torch.ones(size // 4, device=device)
-    return 3 * size / _least_seconds(lambda: a * a, device)
+    values = torch.ones(size // 4, device=device)
+    return 2 * size / _least_seconds(lambda: torch.nn.functional.silu(values), device)
+
+
+@functools.lru_cache(maxsize=8)
+def mapped_bytes_per_second(device: torch.device) -> float:
+    """Bytes of memory fresh from the system that are filled in a second: every page is a trap into the kernel."""
+    return _MAPPED / _least_seconds(lambda: torch.ones(_MAPPED // 4, device=device), device)
 
 
 @functools.lru_cache(maxsize=8)
@@ -90,15 +96,17 @@ def operation_seconds(device: torch.device) -> float:
 
 
 def _least_seconds(run: Callable[[], object], device: torch.device) -> float:
+    """The least of a few times: what else the machine does only ever adds. With one thread it is left out at once."""
+    clock = time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     run()
-    taken = []
-    for _ in range(_REPEATS):
+    taken: list[float] = []
+    while len(taken) < _REPEATS and sum(taken) < _LONG:
         _wait(device)
-        started = time.perf_counter()
+        started = clock()
         run()
         _wait(device)
-        taken.append(time.perf_counter() - started)
-    return max(min(taken), 1e-9)  # what else the machine does only ever adds
+        taken.append(clock() - started)
+    return max(min(taken), 1e-9)
 
 
 def _wait(device: torch.device) -> None:

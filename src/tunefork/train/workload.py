@@ -32,6 +32,7 @@ class BatchPlan:
     mean_padded: float
     heaviest: Sequence[Sequence[Rendered]]  # the two heaviest micro-batches of the heaviest step, or its only one
     heaviest_padded: int
+    step_sizes: Sequence[int]  # padded tokens of each step's heaviest micro-batch, in the order of the steps
     typical: Sequence[Rendered]  # the one nearest the mean
     typical_padded: int
 
@@ -66,6 +67,7 @@ def plan_batches(job: Job) -> BatchPlan:
         mean_padded=mean,
         heaviest=[[rows[i] for i in group] for _, group in ranked[-2:]],
         heaviest_padded=ranked[-1][0],
+        step_sizes=[max(some) for some in sizes],
         typical=[rows[i] for i in typical[1]],
         typical_padded=typical[0],
     )

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunefork.errors import TuneforkError
-from tunefork.evaluate import run_baselines
 from tunefork.evaluate.stored import write_predictions
-from tunefork.models import autocast, load_base, torch_dtype
 from tunefork.recipe import dump_recipe, make_recipe
 from tunefork.run import RunFolder
 from tunefork.train.memory import PeakMeter
@@ -29,24 +27,9 @@ def trained_cell(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def baseline_cell(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
     """One baseline on the test rows."""
-    job = prepare(make_recipe(recipe))
-    dtype = torch_dtype(job.recipe.model.dtype)
-    section, started = job.recipe.evaluate, time.perf_counter()
+    job, started = prepare(make_recipe(recipe)), time.perf_counter()
     with PeakMeter(job.device) as memory:
-        found = run_baselines(
-            [name],
-            task=job.task,
-            renderer=job.renderer,
-            train=job.examples["train"],
-            dev=job.examples["dev"],
-            test=job.examples["test"],
-            model_provider=lambda: load_base(job.facts, job.task.form, job.task.labels, job.device, dtype),
-            section=section,
-            seed=job.recipe.seed,
-            device=job.device,
-            tokens_per_batch=section.tokens_per_batch,
-            compute=lambda: autocast(job.device, dtype),
-        )[name]
+        found = job.measure_baselines([name], job.asking())[name]
     with RunFolder.create(Path(str(job.recipe.out)), dump_recipe(job.recipe)) as run:
         write_predictions(run, "test", found.predictions)
     seconds = time.perf_counter() - started

@@ -74,11 +74,11 @@ def compare(
         trained = {name: _changes(recipe, name) for name in _supported(recipe, job)}
     cells: list[Cell] = []
     for baseline in job.recipe.evaluate.baselines:
-        on_cell(str(baseline))
-        cells.append(_cell(recipe, folder, str(baseline), {"baseline": str(baseline)}))
+        on_cell(baseline)
+        cells.append(_cell(folder, baseline, recipe.model_dump(mode="json"), baseline))
     for name, tree in trained.items():
         on_cell(name)
-        cells.append(_cell(recipe, folder, name, {"trained": tree}))
+        cells.append(_cell(folder, name, tree, None))
     cells = _against_best_baseline(job, cells, folder, recipe)
     comparison = Comparison(folder, job.task.metric, cells)
     write_json(folder / "comparison.json", comparison.as_dict())
@@ -112,13 +112,12 @@ def _changes(recipe: Recipe, name: str) -> dict[str, Any]:
     return tree
 
 
-def _cell(recipe: Recipe, folder: Path, name: str, what: Mapping[str, Any]) -> Cell:
+def _cell(folder: Path, name: str, tree: Mapping[str, Any], baseline: str | None) -> Cell:
     """Runs one cell in a fresh process and reads what it left behind."""
     at = folder / "cells" / name.replace("/", "-")
     at.parent.mkdir(exist_ok=True)
-    kind = "baseline" if "baseline" in what else "trained"
-    tree = dict(what.get("trained") or recipe.model_dump(mode="json"))
-    spec = {"recipe": tree | {"out": str(at)}, "baseline": what.get("baseline")}
+    kind = "trained" if baseline is None else "baseline"
+    spec = {"recipe": {**tree, "out": str(at)}, "baseline": baseline}
     done = subprocess.run(
         [sys.executable, "-m", "tunefork.workflows.cell"],
         input=json.dumps(spec),
@@ -128,10 +127,10 @@ def _cell(recipe: Recipe, folder: Path, name: str, what: Mapping[str, Any]) -> C
     )
     if done.returncode != 0:
         why = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
-        if done.returncode == TuneforkError.exit_code or done.returncode == 2:
-            return Cell(name, kind, {}, 0.0, None, None, why)
-        (folder / f"{at.name}.error.log").write_text(done.stderr)
-        return Cell(name, kind, {}, 0.0, None, None, f"{why} (see {at.name}.error.log)")
+        if done.returncode not in (TuneforkError.exit_code, 2):
+            (folder / f"{at.name}.error.log").write_text(done.stderr)
+            why += f" (see {at.name}.error.log)"
+        return Cell(name, kind, {}, 0.0, None, None, why)
     found = json.loads(done.stdout)
     return Cell(name, kind, found["metrics"], found["seconds"], found["peak_memory_bytes"], None)
 

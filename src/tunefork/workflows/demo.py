@@ -8,12 +8,6 @@ from pathlib import Path
 from tunefork.recipe import Recipe, make_recipe
 from tunefork.workflows.finetune import Listener, RunResult, finetune
 
-SENTENCES = (
-    "The repair took two days longer than promised and nobody called.",
-    "Lovely staff, and the new seats are really comfortable.",
-    "The shop opens at nine and closes at six on weekdays.",
-)
-
 
 def demo_recipe(out: str | Path) -> Recipe:
     """The embedded model with a head, feedback in three classes, full fine-tuning."""

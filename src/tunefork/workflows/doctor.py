@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -17,6 +16,7 @@ import torch
 from tunefork import __version__
 from tunefork.errors import TuneforkError
 from tunefork.recipe import make_recipe
+from tunefork.train.checkpoint import installed
 from tunefork.workflows.finetune import finetune
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "pydantic", "scikit-learn")
@@ -42,9 +42,9 @@ def doctor() -> list[Check]:
     """Looks at versions, devices, memory and disk, then trains the embedded model for two steps for real."""
     checks = [Check("python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.platform()}")]
     checks.append(Check("tunefork", True, __version__))
-    checks += [Check(name, True, importlib.metadata.version(name)) for name in PACKAGES]
+    checks += [Check(name, True, str(installed(name))) for name in PACKAGES]
     for extra, package in EXTRAS.items():
-        found = _version(package)
+        found = installed(package)
         says = f"{package} {found}" if found else f"not installed; pip install 'tunefork[{extra}]' adds it"
         checks.append(Check(f"extra {extra}", True, says))
     checks.append(Check("device", True, _device()))
@@ -54,13 +54,6 @@ def doctor() -> list[Check]:
     checks.append(Check("disk", free > 2**30, f"{free / 2**30:.1f} GiB free here"))
     checks.append(_tried())
     return checks
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _device() -> str:

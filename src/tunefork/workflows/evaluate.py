@@ -72,15 +72,7 @@ def _measured(
         shown = " ".join(f"{f.message} The first: {f.examples[0]}." for f in wrong[:3] if f.examples)
         raise DataError(f"Evaluation needs at least one usable labelled row. Received none. {shown}")
     started = time.perf_counter()
-    predictions = predict_examples(
-        trained.model,
-        trained.task,
-        trained.renderer,
-        examples,
-        device=trained.device,
-        tokens_per_batch=section.tokens_per_batch,
-        compute=trained.compute,
-        generated=trained.task.form == "chat" or None,
-    )
+    asking, generated = trained.asking(section.tokens_per_batch), trained.task.form == "chat" or None
+    predictions = predict_examples(trained.model, asking, examples, generated=generated)
     metrics = measure(trained.task, predictions, section, seed)
     return Evaluation(metrics, predictions, findings, time.perf_counter() - started)

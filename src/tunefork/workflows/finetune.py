@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -14,11 +13,13 @@ from typing import Any
 import torch
 
 from tunefork.errors import MissingExtraError, RunError, TuneforkError
-from tunefork.evaluate import look_metrics, measure, predict_examples, run_baselines
+from tunefork.evaluate import Asking, look_metrics, measure, predict_examples
+from tunefork.evaluate.start import start_head_from_probe
 from tunefork.evaluate.stored import shown_text, write_predictions
 from tunefork.files import staged_folder
-from tunefork.methods import make_method
-from tunefork.models import autocast, load_base, load_model, save_artefact, torch_dtype
+from tunefork.methods import make_method, method_info
+from tunefork.models import load_model, save_artefact, torch_dtype
+from tunefork.models.base import has_trained_head
 from tunefork.recipe import Reason, Recipe, all_paths, dump_recipe, load_recipe, make_recipe
 from tunefork.report import render_report
 from tunefork.run import RunFolder
@@ -172,8 +173,7 @@ def free_folder(recipe: Recipe) -> Path:
 
 def _run(run: RunFolder, plan: Plan, resumed: Loaded | None, listener: Listener, interrupt: Interrupt) -> RunResult:
     job, recipe = plan.job, plan.job.recipe
-    dtype = torch_dtype(recipe.model.dtype)
-    compute = functools.partial(autocast, job.device, dtype)
+    asking = job.asking(interrupt.check)
     on_event = log_to(run, listener, recipe.train.tensorboard)
 
     listener.stage("loading the model")
@@ -184,41 +184,28 @@ def _run(run: RunFolder, plan: Plan, resumed: Loaded | None, listener: Listener,
             labels=job.task.labels,
             adapter=recipe.adapter,
             device=job.device,
-            dtype=dtype,
+            dtype=torch_dtype(recipe.model.dtype),
             seed=recipe.seed,
             activation_checkpointing=bool(recipe.train.activation_checkpointing),
+            frozen=not method_info(recipe.train.method).needs_backward,
             prefix_examples=_prefix_examples(job),
         )
-        trained = _train(run, plan, model, resumed, on_event, interrupt, compute)
+        probe = recipe.train.method == "zo" and recipe.zo.head_start == "probe" and job.task.form == "head"
+        if probe and not has_trained_head(job.facts, job.task.labels):
+            listener.stage(start_head_from_probe(model, asking, job.rendered["train"], recipe.seed))
+        model, trained = _train(run, job, model, asking, resumed, on_event, interrupt)
     peak = memory.value
     with staged_folder(run.model_path) as folder:
         save_artefact(model, job.tokenizer, job.facts, folder, _rendering(job))
 
     started = time.perf_counter()
     listener.stage("measuring on the test rows")
-    test, section = job.examples["test"], recipe.evaluate
-    common: dict[str, Any] = {
-        "device": job.device,
-        "tokens_per_batch": section.tokens_per_batch,
-        "check": interrupt.check,
-        "compute": compute,
-    }
+    test = job.examples["test"]
     chat = job.task.form == "chat"  # replies are long, but whether they end by themselves is worth it once
-    predictions = predict_examples(model, job.task, job.renderer, test, generated=chat or None, **common)
+    predictions = predict_examples(model, asking, test, generated=chat or None)
     del model
     listener.stage("measuring the baselines")
-    baselines = run_baselines(
-        section.baselines,
-        task=job.task,
-        renderer=job.renderer,
-        train=job.examples["train"],
-        dev=job.examples["dev"],
-        test=test,
-        model_provider=lambda: load_base(job.facts, job.task.form, job.task.labels, job.device, dtype),
-        section=section,
-        seed=recipe.seed,
-        **common,
-    )
+    baselines = job.measure_baselines(recipe.evaluate.baselines, asking)
     seconds = time.perf_counter() - started
 
     result = {
@@ -246,7 +233,7 @@ def _run(run: RunFolder, plan: Plan, resumed: Loaded | None, listener: Listener,
         "environment": environment(job.device, recipe.model.dtype),
         "baselines": {name: dict(b.metrics) for name, b in baselines.items()},
         "baseline_notes": {name: {"seconds": b.seconds, "notes": list(b.notes)} for name, b in baselines.items()},
-        "test": measure(job.task, predictions, section, recipe.seed),
+        "test": measure(job.task, predictions, recipe.evaluate, recipe.seed),
     }
     write_predictions(run, "test", predictions, [shown_text(e) for e in test])
     for name, baseline in baselines.items():
@@ -259,42 +246,30 @@ def _run(run: RunFolder, plan: Plan, resumed: Loaded | None, listener: Listener,
 
 def _train(
     run: RunFolder,
-    plan: Plan,
+    job: Job,
     model: torch.nn.Module,
+    asking: Asking,
     resumed: Loaded | None,
     on_event: Callable[[Event], None],
     interrupt: Interrupt,
-    compute: Callable[[], contextlib.AbstractContextManager[Any]],
-) -> TrainResult:
-    job, recipe = plan.job, plan.job.recipe
-
-    def look(model: torch.nn.Module, interrupt: Interrupt) -> tuple[str, float, bool, Mapping[str, float]]:
-        return look_metrics(
-            model,
-            job.task,
-            job.renderer,
-            job.examples["dev"],
-            job.rendered["dev"],
-            device=job.device,
-            tokens_per_batch=recipe.evaluate.tokens_per_batch,
-            check=interrupt.check,
-            compute=compute,
-        )
-
-    return train(
+) -> tuple[torch.nn.Module, TrainResult]:
+    recipe, dev = job.recipe, job.examples["dev"]
+    method = make_method(model, recipe, run.trajectory_path)
+    trained = train(
         run=run,
         recipe=recipe,
         steps=job.resolved.steps,
         model=model,
-        method=make_method(model, recipe),
+        method=method,
         loss=row_losses,
         renderer=job.renderer,
         rows=job.rendered["train"],
-        look=look if job.examples["dev"] else None,
+        look=(lambda model, _: look_metrics(model, asking, dev, job.rendered["dev"])) if dev else None,
         resume=resumed,
         on_event=on_event,
         interrupt=interrupt,
     )
+    return method.finish(), trained
 
 
 def _prefix_examples(job: Job) -> Any:

@@ -50,16 +50,8 @@ def predict(run: str | Path, file: str | Path, out: str | Path | None = None, *,
         raise DataError(
             f"`{file}` must hold a row that can be asked. Received {len(rows)}, none of them usable: {first}"
         )
-    predictions = predict_examples(
-        trained.model,
-        trained.task,
-        trained.renderer,
-        examples,
-        device=trained.device,
-        tokens_per_batch=EvaluateSection().tokens_per_batch,
-        compute=trained.compute,
-        generated=trained.task.form in ("text", "chat") or None,
-    )
+    asking = trained.asking(EvaluateSection().tokens_per_batch)
+    predictions = predict_examples(trained.model, asking, examples, generated=trained.task.form in ("text", "chat"))
     by_row: dict[str, list[Prediction]] = {}
     for prediction in predictions:  # one row may hold several questions: file:line#1, file:line#2 …
         by_row.setdefault(prediction.source.partition("#")[0], []).append(prediction)

@@ -1,0 +1,316 @@
+"""What zeroth-order training learns for a budget of row-forwards: `default` against MeZO as published.
+
+    python benchmarks/zo_learning.py DATA [--beds trec_minilm ...] [--budget 320000] [--seeds 3] [--json]
+
+DATA is a folder of data sets in JSON lines (trec/train.jsonl …). A row-forward is one row through the model once; the
+calibration's are counted. Per testbed and method: learning rates are tried on one seed with a tenth of the budget, the
+one with the lowest dev loss is run with every seed, and loss and accuracy on dev are read at a tenth, a quarter, a half
+and all of it. Back-propagation (LoRA, AdamW) gets the seconds that `default` took. MeZO is `benchmarks/mezo.py`, which
+shares no code with the package. The testbeds were fixed before methods were compared:
+
+- trec_minilm, sst2_minilm: all-MiniLM-L6-v2 with the linear probe as its head.
+- trec_prompted: the embedded model, first tuned by back-propagation on the prompts of other tasks (AG News, SST-2,
+RTE),
+  then asked TREC's, which it has not seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mezo import MeZO
+from real_data import minilm
+from tunefork.batch import Batch
+from tunefork.evaluate.start import start_head_from_probe
+from tunefork.methods.zo import BatchRows
+from tunefork.models import load_model, torch_dtype
+from tunefork.recipe import make_recipe
+from tunefork.tasks import row_losses
+from tunefork.tasks.loss import row_scores
+from tunefork.train.prepare import Job, prepare
+from tunefork.train.sampler import Sampler
+from tunefork.workflows import finetune
+from tunefork.zo import ZO
+
+READ_AT = (0.1, 0.25, 0.5, 1.0)
+BATCH = 16
+GRIDS = {  # half decades
+    "mezo": [10.0 ** (k / 2) for k in range(-14, -7)],
+    "default": [10.0 ** (k / 2) for k in range(-3, 4)],  # times the calibrated one
+    "lora": [1e-4, 3e-4, 1e-3, 3e-3],
+}
+
+
+@dataclass
+class Bed:
+    """A model at its start, rows to train on, and rows to look at."""
+
+    name: str
+    job: Job
+    model: torch.nn.Module
+
+    def batches(self, seed: int) -> Iterator[Batch]:
+        rows = self.job.rendered["train"]
+        sampler = Sampler(len(rows), BATCH, seed)
+        step = 0
+        while True:
+            yield self.job.renderer.batch([rows[i] for i in sampler.step(step)], learn=True)
+            step += 1
+
+    @torch.no_grad()
+    def look(self, model: torch.nn.Module) -> dict[str, float]:
+        """Loss and accuracy on dev."""
+        rows = sorted(self.job.rendered["dev"], key=lambda r: len(r.ids))
+        right, loss = 0.0, 0.0
+        model.eval()
+        for start in range(0, len(rows), 64):
+            batch = self.job.renderer.batch(rows[start : start + 64], learn=True)
+            assert batch.gold is not None
+            scores = row_scores(model, batch)
+            right += float((scores.argmax(1) == batch.gold).sum())
+            loss -= float(scores.gather(1, batch.gold[:, None]).sum())
+        return {"loss": loss / len(rows), "accuracy": right / len(rows)}
+
+
+def load(job: Job) -> torch.nn.Module:
+    recipe = job.recipe
+    return load_model(
+        job.facts,
+        form=job.task.form,
+        labels=job.task.labels,
+        adapter=recipe.adapter,
+        device=job.device,
+        dtype=torch_dtype(recipe.model.dtype),
+        seed=0,
+        activation_checkpointing=False,
+        prefix_examples=None,
+        frozen=True,
+    )
+
+
+def with_probe(data: Path, task: str, rows: int) -> Bed:
+    files = {
+        "train": str(data / task / "train.jsonl"),
+        "dev": str(data / task / ("dev" if task == "sst2" else "test")) + ".jsonl",
+    }
+    recipe = {
+        "model": minilm(),
+        "task": task,
+        "adapter": "none",
+        "train": {"method": "zo"},
+        "evaluate": {"baselines": []},
+    }
+    job = prepare(
+        make_recipe(
+            recipe | {"data": files | {"train_rows": rows, "dev_rows": 500, "test_fraction": 0, "max_leaked": 1.0}}
+        )
+    )
+    model = load(job)
+    start_head_from_probe(model, job.asking(), job.rendered["train"], seed=0)
+    return Bed(f"{task}_minilm", job, model)
+
+
+def prompted(data: Path, folder: Path) -> Bed:
+    """The embedded model after other tasks' prompts. Every row of theirs is text: prompt and answer."""
+    rows: list[dict[str, str]] = []
+    for task, size in (("ag_news", 3000), ("sst2", 3000), ("rte", 2000)):
+        split = {
+            "train": str(data / task / "train.jsonl"),
+            "train_rows": size,
+            "test_fraction": 0,
+            "max_leaked": 1.0,
+            "max_conflicts": 1.0,
+        }
+        job = prepare(make_recipe({"model": "embedded", "task": task, "data": split, "evaluate": {"baselines": []}}))
+        rows += [
+            {"prompt": e.prompt, "completion": e.candidates[e.gold]}
+            for e in job.examples["train"]
+            if e.gold is not None
+        ]
+    order = np.random.default_rng(0).permutation(len(rows))
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(rows[i]) + "\n" for i in order))
+    tuned = finetune(
+        {
+            "model": {"name": "embedded", "max_length": 128},
+            "task": "generation",
+            "adapter": "none",
+            "data": {
+                "train": str(folder / "prompts.jsonl"),
+                "dev_rows": 100,
+                "test_rows": 2,
+                "max_cut": 1.0,
+                "max_conflicts": 1.0,
+                "max_leaked": 1.0,
+            },
+            "train": {"epochs": 2},
+            "evaluate": {"baselines": []},
+            "out": str(folder / "tuned"),
+        }
+    )
+    files = {
+        "train": str(data / "trec" / "train.jsonl"),
+        "dev": str(data / "trec" / "test.jsonl"),
+        "test_fraction": 0,
+        "max_leaked": 1.0,
+    }
+    recipe = {"model": str(tuned.path / "model"), "task": "trec", "adapter": "none", "train": {"method": "zo"}}
+    job = prepare(make_recipe(recipe | {"data": files, "evaluate": {"baselines": []}}))
+    return Bed("trec_prompted", job, load(job))
+
+
+def mean_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    return row_losses(model, batch).sum() / batch.weights.sum()
+
+
+Step = Callable[[Batch], int]
+"""One step on a batch; the row-forwards it took."""
+
+
+def mezo(bed: Bed, model: torch.nn.Module, lr: float, seed: int) -> tuple[Step, dict[str, Any]]:
+    model.requires_grad_(True)
+    optimizer = MeZO(model, lr=lr, epsilon=1e-3, seed=seed)
+
+    def step(batch: Batch) -> int:
+        optimizer.step(lambda: mean_loss(model, batch))
+        return 2 * batch.rows
+
+    return step, {}
+
+
+def default(bed: Bed, model: torch.nn.Module, lr: float, seed: int) -> tuple[Step, dict[str, Any]]:
+    optimizer = ZO(model, seed=seed)
+    found = optimizer.calibrate(row_losses, next(bed.batches(seed)), rows=BatchRows())
+    spent = [found.forwards]
+
+    def step(batch: Batch) -> int:
+        optimizer.step_batch(row_losses, batch, rows=BatchRows(), lr=lr * found.lr)
+        assert optimizer.last is not None
+        before, spent[0] = spent[0], 0
+        return optimizer.last.forwards + before
+
+    return step, {"calibration": found.reason}
+
+
+def lora(bed: Bed, model: torch.nn.Module, lr: float, seed: int) -> tuple[Step, dict[str, Any]]:
+    """AdamW on LoRA of rank 16 over the same matrices."""
+    from peft import LoraConfig, get_peft_model
+
+    heads = [n for n, _ in model.named_children() if n in ("classifier", "score")]
+    torch.manual_seed(seed)
+    wrapped = get_peft_model(
+        model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", modules_to_save=heads or None)
+    )  # pyright: ignore
+    optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+
+    def step(batch: Batch) -> int:
+        with torch.enable_grad():
+            wrapped.train()
+            mean_loss(model, batch).backward()
+        torch.nn.utils.clip_grad_norm_(wrapped.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return batch.rows
+
+    return step, {}
+
+
+METHODS = {"mezo": mezo, "default": default, "lora": lora}
+
+
+def run(bed: Bed, method: str, lr: float, seed: int, budget: int, seconds: float = math.inf) -> dict[str, Any]:
+    """Trains a copy until the budget of row-forwards, or of seconds, is used up."""
+    model = copy.deepcopy(bed.model)
+    step, said = METHODS[method](bed, model, lr, seed)
+    looks, used, spent = [], 0, 0.0
+    marks = [budget * share for share in READ_AT]
+    for batch in bed.batches(seed):
+        started = time.perf_counter()
+        try:
+            used += step(batch)
+        except FloatingPointError:
+            break
+        spent += time.perf_counter() - started
+        over = spent >= seconds
+        while marks and (used >= marks[0] or over):
+            looks.append({"forwards": used, "seconds": spent, **bed.look(model)})
+            marks = [] if over else marks[1:]
+        if not marks:
+            break
+    final = looks[-1] if looks and len(marks) == 0 else {"loss": math.inf, "accuracy": 0.0}
+    return {
+        "method": method,
+        "lr": lr,
+        "seed": seed,
+        "looks": looks,
+        **said,
+        "loss": final["loss"],
+        "accuracy": final["accuracy"],
+        "seconds": spent,
+    }
+
+
+def compare(bed: Bed, methods: list[str], budget: int, seeds: int, say: Callable[[str], None]) -> dict[str, Any]:
+    found: dict[str, Any] = {"start": bed.look(copy.deepcopy(bed.model)), "grid": {}, "runs": {}}
+    say(f"{bed.name}: start {found['start']}")
+    seconds = math.inf
+    for method in methods:
+        equal = method == "lora"
+        grid = []
+        for lr in GRIDS[method]:
+            grid.append(run(bed, method, lr, 0, budget // 10, seconds / 10 if equal else math.inf))
+            say(f"  grid {method} {lr:.2g}: loss {grid[-1]['loss']:.4f} accuracy {grid[-1]['accuracy']:.3f}")
+        found["grid"][method] = grid
+        best = min(grid, key=lambda r: r["loss"] if math.isfinite(r["loss"]) else math.inf)
+        runs = []
+        for seed in range(seeds):
+            runs.append(run(bed, method, best["lr"], seed, budget, seconds if equal else math.inf))
+            shown = " ".join(f"{k['forwards']}:{k['loss']:.4f}/{k['accuracy']:.3f}" for k in runs[-1]["looks"])
+            say(f"  {method} lr {best['lr']:.2g} seed {seed}: {shown} ({runs[-1]['seconds']:.0f} s)")
+        found["runs"][method] = runs
+        if method == "default":
+            seconds = float(np.mean([r["seconds"] for r in runs]))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--beds", nargs="*", default=["trec_minilm", "sst2_minilm", "trec_prompted"])
+    parser.add_argument("--methods", nargs="*", default=["mezo", "default", "lora"])
+    parser.add_argument("--budget", type=int, default=320_000, help="row-forwards")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+
+    def say(text: str) -> None:
+        if not options.json:
+            print(text, flush=True)
+
+    found = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in options.beds:
+            task = name.partition("_")[0]
+            bed = (
+                prompted(options.data, Path(scratch))
+                if name == "trec_prompted"
+                else with_probe(options.data, task, 2000)
+            )
+            found[name] = compare(bed, options.methods, options.budget, options.seeds, say)
+    if options.json:
+        print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Zeroth-order fine-tuning: the engine of `tunefork.zo` behind the loop's seam."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from tunefork.batch import Batch
+from tunefork.errors import RecipeError, RunError, TrainingError, UnsupportedError
+from tunefork.methods.base import MethodInfo, RowLosses, StepResult
+from tunefork.models import add_factors, autocast
+from tunefork.recipe.schema import Recipe, TrainSection, ZoSection
+from tunefork.zo import ZO
+from tunefork.zo.options import options_of
+
+INFO = MethodInfo(
+    name="zo",
+    summary="Zeroth-order: passes forward only, in the memory it takes to run the model.",
+    paper="Malladi et al. 2023 (MeZO), arXiv 2305.17333, and successors",
+    adapters=("none", "lora", "qlora", "prefix", "head"),
+    memory="weights as stored + activations of one forward pass + 4 x max_rank bytes an output of each matrix",
+    needs_backward=False,
+)
+
+_AXES = ("direction", "rank", "max_rank", "estimator", "queries", "rows", "normaliser", "momentum", "clip_rms")
+_UNREAD = ("betas", "adam_epsilon", "max_grad_norm")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_BESIDE = ("none", "qlora")  # adapters that leave the model as it is: what is learned lies beside its matrices
+
+
+def check_settings(recipe: Recipe) -> None:
+    """Raises RecipeError for settings that this method does not read, and for choices that do not go together."""
+    adapter = str(recipe.adapter.name)
+    if adapter not in (*INFO.adapters, "auto"):
+        raise UnsupportedError(
+            f"The method zo trains adapters {', '.join(INFO.adapters)}. Received {adapter}. Try --adapter lora."
+        )
+    defaults = TrainSection()
+    for name in _UNREAD:
+        if getattr(recipe.train, name) != getattr(defaults, name):
+            raise RecipeError(f"`train.{name}` is read by the method backprop. Received method zo. Try leaving it out.")
+    if recipe.train.activation_checkpointing is True:
+        raise RecipeError(
+            "`train.activation_checkpointing` saves memory in a backward pass, and the method zo has none. Received "
+            "true. Try leaving it out."
+        )
+    try:
+        options_of(recipe.zo.preset, _changes(recipe.zo, adapter))
+    except ValueError as error:
+        raise RecipeError(f"zo: {error}") from None
+
+
+def make(model: torch.nn.Module, recipe: Recipe, trajectory: Path | None) -> ZerothOrder:
+    return ZerothOrder(model, recipe, trajectory)
+
+
+def _changes(section: ZoSection, adapter: str) -> dict[str, Any]:
+    """What a recipe changes in its preset. Adapters and heads get dense directions: small, and not matrices alone."""
+    changes = {axis: value for axis in _AXES if (value := getattr(section, axis)) is not None}
+    if adapter not in (*_BESIDE, "auto"):
+        changes.setdefault("direction", "rademacher")
+    return changes
+
+
+class BatchRows:
+    """How the engine reads a `Batch` as rows: a row is its sequences."""
+
+    def count(self, batch: Batch) -> int:
+        return batch.rows
+
+    def weights(self, batch: Batch) -> torch.Tensor:
+        return batch.weights
+
+    def entries(self, batch: Batch) -> torch.Tensor | None:
+        if len(batch.row) == batch.rows:
+            return None
+        return torch.bincount(batch.row, minlength=batch.rows).cpu()
+
+    def select(self, batch: Batch, rows: torch.Tensor) -> Batch:
+        device = batch.row.device
+        rows = rows.to(device)
+        sizes = torch.bincount(batch.row, minlength=batch.rows)
+        starts = sizes.cumsum(0) - sizes
+        picked = sizes[rows]
+        before = torch.repeat_interleave(picked.cumsum(0) - picked, picked)
+        within = torch.arange(len(before), device=device) - before
+        sequences = torch.repeat_interleave(starts[rows], picked) + within
+
+        def of(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor.index_select(0, sequences)
+
+        return replace(
+            batch,
+            input_ids=batch.input_ids.index_select(0, sequences),
+            attention_mask=batch.attention_mask.index_select(0, sequences),
+            row=torch.repeat_interleave(torch.arange(len(rows), device=device), picked),
+            weights=batch.weights.index_select(0, rows),
+            targets=of(batch.targets),
+            read_at=of(batch.read_at),
+            options=of(batch.options),
+            gold=None if batch.gold is None else batch.gold.index_select(0, rows),
+        )
+
+
+class ZerothOrder:
+    """`ZO` on the task's loss. With adapters none and qlora the low-rank change becomes a LoRA file at the end."""
+
+    info = INFO
+
+    def __init__(self, model: torch.nn.Module, recipe: Recipe, trajectory: Path | None) -> None:
+        section, adapter = recipe.zo, str(recipe.adapter.name)
+        changes = _changes(section, adapter)
+        self.model, self.dtype = model, _DTYPES[recipe.model.dtype]
+        self.low_rank = options_of(section.preset, changes).direction == "low_rank"
+        self.beside = adapter in _BESIDE
+        if self.beside and not self.low_rank:
+            changes["train"] = ["*"]
+        self.peak = float(recipe.train.learning_rate)
+        try:
+            self.optimizer = ZO(
+                model,
+                section.preset,
+                lr=self.peak,
+                epsilon=section.epsilon,
+                seed=recipe.seed,
+                trajectory=trajectory,
+                weight_decay=recipe.train.weight_decay,
+                **changes,
+            )
+        except ValueError as error:
+            raise RecipeError(f"zo: {error}") from None
+        self.calibrating = section.calibrate is True
+        self.rate = 1.0  # calibrated learning rate over the recipe's
+        self.rows = BatchRows()
+
+    def step(self, batches: Sequence[Batch], loss: RowLosses, learning_rate: float) -> StepResult:
+        """One step on sum(row losses) / sum(row weights) over all of `batches`; before the first, the calibration."""
+
+        def losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+            with autocast(batch.input_ids.device, self.dtype):
+                return loss(model, batch)
+
+        notes, spent = (), 0
+        try:
+            if self.calibrating:
+                found = self.optimizer.calibrate(losses, *batches, rows=self.rows)
+                self.rate, self.calibrating = found.lr / self.peak, False
+                notes, spent = (f"Calibration: {found.reason}",), found.forwards
+            rate = learning_rate * self.rate
+            value = self.optimizer.step_batch(losses, *batches, rows=self.rows, lr=rate)
+        except FloatingPointError as error:
+            raise TrainingError(str(error)) from None
+        last = self.optimizer.last
+        assert last is not None
+        if self.optimizer.steps == 1:
+            notes = (*notes, f"Losses are evaluated with {self.optimizer.mode}.")
+        scalars = {
+            "learning_rate": rate,
+            "projected_gradient": float(np.sqrt(np.mean(np.square(last.gradients)))),
+            "queries": float(len(last.gradients)),
+            "row_forwards": float(last.forwards),
+        }
+        return StepResult(value, last.forwards + spent, scalars, notes)
+
+    def learned(self) -> dict[str, torch.Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self.optimizer.learned().items()}
+
+    def load_learned(self, learned: Mapping[str, torch.Tensor]) -> None:
+        try:
+            self.optimizer.load_learned(learned)
+        except (ValueError, KeyError) as error:
+            raise RunError(f"A state must be of the recipe it was written with. Received another: {error}") from None
+
+    def state(self) -> dict[str, torch.Tensor]:
+        epsilon = float(self.optimizer.param_groups[0]["epsilon"])
+        return {"chosen": torch.tensor([self.rate, epsilon, float(self.calibrating)], dtype=torch.float64)}
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        rate, epsilon, calibrating = state["chosen"].tolist()
+        self.rate, self.calibrating = rate, bool(calibrating)
+        self.optimizer.param_groups[0]["epsilon"] = epsilon
+
+    def finish(self) -> torch.nn.Module:
+        if self.beside and self.low_rank:
+            assert isinstance(self.model, PreTrainedModel)
+            factors = self.optimizer.factors()
+            self.optimizer.detach()
+            return add_factors(self.model, factors, self.optimizer.options.max_rank)
+        values = self.optimizer.values()  # fp32: with what 16 bits could not hold
+        self.optimizer.detach()
+        if not self.beside:
+            return self.model
+        model = self.model.float().requires_grad_(True)
+        with torch.no_grad():
+            for name, value in values.items():
+                model.get_parameter(name).copy_(value)
+        return model

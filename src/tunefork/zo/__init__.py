@@ -1,0 +1,29 @@
+"""Zeroth-order fine-tuning: train in the memory it takes to run. Imports nothing else of this package."""
+
+from tunefork.zo.calibrate import Calibration
+from tunefork.zo.engine import Step
+from tunefork.zo.optimizer import ZO
+from tunefork.zo.options import Options, Preset, options_of, presets
+from tunefork.zo.probes import Rows, TensorRows
+from tunefork.zo.trainer import ZOTrainerMixin
+from tunefork.zo.trajectory import Header, Reader, Record, Snapshots, Trajectory, TrajectoryError, replay
+
+__all__ = [
+    "ZO",
+    "Calibration",
+    "Header",
+    "Options",
+    "Preset",
+    "Reader",
+    "Record",
+    "Rows",
+    "Snapshots",
+    "Step",
+    "TensorRows",
+    "Trajectory",
+    "TrajectoryError",
+    "ZOTrainerMixin",
+    "options_of",
+    "presets",
+    "replay",
+]

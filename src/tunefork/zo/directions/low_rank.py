@@ -1,0 +1,246 @@
+"""Low-rank directions for the matrices of linear layers, applied where activations pass: weights are never written.
+
+A matrix W [out, in] learns the change U^T A, with A [R, in] fixed signs and U [R, out] fp32, both kept transposed.
+A is a pool of K = R / r bases of r rows, drawn from counters; step t's query j of q visits base k = (t q + j) mod K,
+and its direction is z = u^T A_k / sqrt(r), with u [r, out] fresh signs (LOZO, arXiv 2410.07698, without its lazy
+redrawing; EGGROLL, arXiv 2511.16652). An update adds c / sqrt(r) * u to the base's rows of U, which is exact but for
+one rounding, so rank, memory and cost stay what they are from the first step, and U, A are a LoRA file's B^T, A.
+
+The U of all matrices on a device are columns of one tensor, so that an update is one call. A matrix of which one side
+is not larger than r learns a full change instead: A is the identity, and u one sign an element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from tunefork.zo.directions.base import Pass, Term
+from tunefork.zo.kernels import Signs, accumulate_many_, draw, draw_many
+from tunefork.zo.noise import Stream, make_counters, make_terms, stream_key
+from tunefork.zo.sites import Site, Uses, is_conv1d
+
+
+class Matrix:
+    """One matrix's factors, as views of the tensors that hold all matrices'."""
+
+    __slots__ = ("basis", "columns", "factor", "noise", "rank", "rows", "site")
+
+    def __init__(self, site: Site, factor: torch.Tensor, noise: torch.Tensor, basis: torch.Tensor | None) -> None:
+        self.site, self.factor, self.noise, self.basis = site, factor, noise, basis
+        self.rows, self.columns = site.shape
+        self.rank = noise.shape[1]
+
+    def lora(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """fp32 A [rank, in] and B [out, rank], of which the change is B A; a full change is padded with zeros."""
+        if self.basis is not None:
+            return self.basis.float(), self.factor[: -self.rank].T
+        a, b = self.factor.new_zeros(rank, self.columns), self.factor.new_zeros(self.rows, rank)
+        if self.columns <= rank:
+            a[: self.columns].fill_diagonal_(1.0)
+            b[:, : self.columns] = self.change
+        else:
+            a[: self.rows] = self.change
+            b[:, : self.rows].fill_diagonal_(1.0)
+        return a, b
+
+    @property
+    def change(self) -> torch.Tensor:
+        """fp32 [out, in]: what was learned."""
+        learned = self.factor[: -self.rank].T
+        return learned.clone() if self.basis is None else learned @ self.basis.float()
+
+
+class LowRank:
+    """The low-rank directions of all matrices of one device.
+
+    Args:
+        rank: r, the rank of one step's direction.
+        max_rank: R, the rank of all that can be learned; a multiple of r.
+        queries: directions a step, which decide the base that a query visits.
+    """
+
+    stackable = True
+
+    def __init__(self, sites: Sequence[Site], *, rank: int, max_rank: int, queries: int, seed: int) -> None:
+        self.rank, self.max_rank, self.bases, self.queries = rank, max_rank, max_rank // rank, queries
+        self.device = sites[0].parameter.device
+        self.learned = False
+        self.passing: Pass | None = None
+        self.handles: list[Any] = []
+        wide = [s for s in sites if min(s.shape) > rank]
+        self.small = [self._full(s, seed) for s in sites if min(s.shape) <= rank]
+        total = sum(s.shape[0] for s in wide)
+        self.factor = torch.zeros(max_rank + rank, total, device=self.device)
+        self.noise = torch.empty(queries, rank, total, dtype=torch.int8, device=self.device)
+        self.signs = Signs([stream_key(seed, s.name, "direction") for s in wide], rank, [s.shape[0] for s in wide])
+        self.keys = [stream_key(seed, m.site.name, "direction") for m in self.small]
+        self.wide, start = [], 0
+        for site in wide:
+            columns = slice(start, start + site.shape[0])
+            start = columns.stop
+            key = stream_key(seed, site.name, "basis")
+            counters = make_counters((k, 0) for k in range(self.bases))
+            basis = draw_many(key, counters, (rank, site.shape[1]), device=self.device).to(torch.int8)
+            self.wide.append(
+                Matrix(site, self.factor[:, columns], self.noise[:, :, columns], basis.view(max_rank, site.shape[1]))
+            )
+
+    def _full(self, site: Site, seed: int) -> Matrix:
+        rows, columns = site.shape
+        factor = torch.zeros(2 * columns, rows, device=self.device)
+        return Matrix(site, factor, torch.empty(self.queries, columns, rows, device=self.device), None)
+
+    @property
+    def sites(self) -> list[Site]:
+        return [matrix.site for matrix in self.matrices]
+
+    @property
+    def matrices(self) -> list[Matrix]:
+        return self.wide + self.small
+
+    def attach(self) -> None:
+        for matrix in self.matrices:
+            for module in dict.fromkeys(place.module for place in matrix.site.places):
+                self.handles.append(module.register_forward_hook(self._hook(matrix), with_kwargs=True))
+
+    def bind(self, uses: Uses) -> None:
+        for site in self.sites:
+            modules = [place.module for place in site.places]
+            if any(all(reader is not m for m in modules) for reader in uses.readers.get(id(site.parameter), ())):
+                raise ValueError(
+                    f"A low-rank direction needs a weight that only its own layer reads. Received {site.name}, which "
+                    "other code reads too. Try direction='rademacher' for it, or leave it out of `train`."
+                )
+
+    def detach(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+    def draw(self, step: int, queries: int) -> None:
+        for query in range(queries):
+            self.signs.draw_(step, query, self.noise[query])
+            for matrix, key in zip(self.small, self.keys, strict=True):
+                draw(Stream(key, step, query), matrix.noise[query].shape, out=matrix.noise[query])
+
+    def show(self, passing: Pass | None) -> None:
+        self.passing = passing
+        if passing is not None and len(passing.groups) == 1:
+            self._place(passing.groups[0].query)
+
+    def _place(self, query: int) -> None:
+        """One query's directions below the factors of every matrix, as fp32."""
+        self.factor[-self.rank :].copy_(self.noise[query])
+        for matrix in self.small:
+            matrix.factor[-matrix.rank :].copy_(matrix.noise[query])
+
+    def base(self, step: int, query: int) -> int:
+        """Which base the direction of a query belongs to."""
+        return (step * self.queries + query) % self.bases
+
+    def _hook(self, matrix: Matrix) -> Any:
+        factor, noise, basis, rank = matrix.factor, matrix.noise, matrix.basis, matrix.rank
+        rows, columns, name = matrix.rows, matrix.columns, matrix.site.name
+        learned, probed = factor[:-rank], factor[-rank:]
+        size, root = len(learned), rank**-0.5 if basis is not None else 1.0
+        kind = self.device.type
+
+        def add_change(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> Any:
+            passing = self.passing
+            if passing is None and not self.learned:
+                return None
+            x = args[0] if args else next(iter(kwargs.values()))
+            if not isinstance(output, torch.Tensor):
+                raise TypeError(
+                    f"A low-rank direction needs a layer that returns one tensor. {name} returns "
+                    f"{type(output).__name__}. Try direction='rademacher', or leave it out of `train`."
+                )
+            if not torch.is_autocast_enabled(kind):
+                return change(x, output, passing)
+            with torch.autocast(kind, enabled=False):
+                return change(x, output, passing)
+
+        def change(x: torch.Tensor, output: torch.Tensor, passing: Pass | None) -> torch.Tensor:
+            # on the CPU 16-bit products are slow; elsewhere the model's own dtype is the fast one
+            dtype = torch.float32 if kind == "cpu" else output.dtype
+            flat = x.reshape(-1, columns)
+            if flat.dtype != dtype:
+                flat = flat.to(dtype)
+            sides = None if basis is None else basis.to(dtype).t()
+            if passing is None or passing.mapped:
+                h = flat if sides is None else flat @ sides
+                if passing is None:
+                    return add(output, h, learned)
+                first = self.base(passing.step, passing.groups[0].query) * rank if sides is not None else 0
+                h = torch.cat([h, h[:, first : first + rank] * (passing.scale * root)], 1)
+                return (output + (h @ factor.to(dtype)).view(output.shape)).to(output.dtype)
+            places = len(flat)
+            h = flat.new_empty((places, size + rank))
+            if sides is None:
+                h[:, :size].copy_(flat)
+            else:
+                torch.mm(flat, sides, out=h[:, :size])
+            groups = passing.groups
+            if isinstance(passing.scale, float) or len(groups) == 1:
+                first = self.base(passing.step, groups[0].query) * rank if sides is not None else 0
+                scale = passing.scaled(places, root, h, name)
+                torch.mul(h[:, first : first + rank], scale, out=h[:, size:])
+                return add(output, h, factor)
+            scale, times = passing.scaled(places, root, h, name), places // passing.entries
+            output = output.contiguous()
+            lines = output.view(-1, rows)
+            for query, start, stop in groups:
+                part = slice(start * times, stop * times)
+                probed.copy_(noise[query])
+                first = self.base(passing.step, query) * rank if sides is not None else 0
+                torch.mul(h[part, first : first + rank], scale[part], out=h[part, size:])
+                add(lines[part], h[part], factor)
+            return output
+
+        return add_change
+
+    def apply(self, terms: Sequence[Term]) -> None:
+        root = np.float32(self.rank**-0.5)
+        wide = make_terms(
+            (t.step, t.query, float(np.float32(t.coefficient) * root), t.decay, self.base(t.step, t.query))
+            for t in terms
+        )
+        self.signs.accumulate_many_(self.factor[: -self.rank], wide)
+        full = make_terms((t.step, t.query, t.coefficient, t.decay, 0) for t in terms)
+        for matrix, key in zip(self.small, self.keys, strict=True):
+            accumulate_many_(matrix.factor[: -matrix.rank], key, full)
+        self.learned = self.learned or bool(terms)
+
+    def state(self, *, weights: bool = True) -> dict[str, torch.Tensor]:
+        small = {m.site.name: m.factor[: -m.rank] for m in self.small}
+        return {"factors": self.factor[: -self.rank], **small}
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+        self.learned = any(bool(tensor.any()) for tensor in self.state().values())
+
+    def values(self) -> Iterator[tuple[Site, torch.Tensor]]:
+        for matrix in self.matrices:
+            site = matrix.site
+            if not site.parameter.is_floating_point():
+                raise ValueError(
+                    f"A change can be written into floating-point weights only. Received {site.name}, which is "
+                    "quantised. Try finish(folder), which writes an adapter."
+                )
+            conv = is_conv1d(site.places[0].module)
+            yield site, site.parameter.detach().float() + (matrix.change.T if conv else matrix.change)
+
+
+def add(output: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """output + left @ right in place, the product in left's dtype."""
+    if left.dtype != right.dtype:
+        right = right.to(left.dtype)
+    if output.dtype == left.dtype and output.is_contiguous():
+        output.view(-1, output.shape[-1]).addmm_(left, right)
+        return output
+    return output.add_((left @ right).view(output.shape))

@@ -1,0 +1,307 @@
+"""`ZO`: zeroth-order fine-tuning behind torch's optimizer interface."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunefork.zo.calibrate import Calibration, calibrate
+from tunefork.zo.directions import LowRank, build
+from tunefork.zo.directions.lora_file import Factors, lora_factors, write_adapter
+from tunefork.zo.engine import Engine, Step
+from tunefork.zo.estimators import ESTIMATORS
+from tunefork.zo.options import options_of
+from tunefork.zo.probes import BatchProbe, ClosureProbe, LossFn, Probe, Rows, Stacking, TensorRows
+from tunefork.zo.sites import choose, fingerprint
+from tunefork.zo.trajectory import Header, Record, Trajectory, replay
+from tunefork.zo.updates import Updates
+
+
+class ZO(torch.optim.Optimizer):
+    """Trains a model from its losses alone: no gradient is computed, and the memory is that of running it.
+
+    Each step evaluates the loss on two sides of the weights along random directions and moves along those
+    (MeZO, Malladi et al. 2023, arXiv 2305.17333). With low-rank directions, the default, no weight is ever written:
+    what is learned lies beside the model and is added to its layers' outputs while the optimizer is attached.
+
+        with ZO(model, lr=1e-5, seed=0) as opt:
+            for batch in batches:
+                loss = opt.step(lambda: model(**batch).loss)
+            opt.finish("adapter")
+
+    Args:
+        model: any torch module; quantised linear layers too, with low-rank directions.
+        preset: `default`, `mezo` or `fzoo`.
+        lr, epsilon: learning rate and distance of a probe; None: the preset's. `calibrate` measures better ones.
+        seed: of the directions. The global random state is never touched.
+        trajectory: a file to log every step to. Where it exists, the model must be the same base: the steps in it are
+            done again, without evaluating anything, one for each call of `step`, or all at once by `catch_up`.
+        run: what else decides the run's numbers, such as a recipe's hash; kept in the trajectory's header.
+        changes: options of `Options` that differ from the preset's.
+
+    What a step saw is in `last`.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        preset: str = "default",
+        lr: float | None = None,
+        epsilon: float | None = None,
+        seed: int = 0,
+        trajectory: str | Path | None = None,
+        run: Mapping[str, Any] | None = None,
+        **changes: Any,
+    ) -> None:
+        given = {k: v for k, v in (("lr", lr), ("epsilon", epsilon)) if v is not None}
+        self.options = o = options_of(preset, {**changes, **given})
+        self.model, self.preset, self.seed = model, preset, seed
+        self.sites = choose(model, o.train, o.also, matrices=o.direction == "low_rank")
+        super().__init__(
+            [site.parameter for site in self.sites],
+            {"lr": o.lr, "epsilon": o.epsilon, "weight_decay": o.weight_decay},
+        )
+        self.parts = build(self.sites, o.direction, rank=o.rank, max_rank=o.max_rank, queries=o.queries, seed=seed)
+        self.stacking = Stacking(self.sites[0].parameter.device, o.stack)
+        self.engine = Engine(
+            model, self.parts, ESTIMATORS[o.estimator], Updates(o.rule), queries=o.queries, split=o.rows == "split"
+        )
+        self.last: Step | None = None
+        self._records: Iterator[Record] | None = None
+        self.finished = False
+        self.trajectory = None if trajectory is None else self._open(trajectory, run or {})
+
+    def _open(self, path: str | Path, run: Mapping[str, Any]) -> Trajectory:
+        options = {k: v for k, v in self.options.to_dict().items() if k not in _FREE}
+        about = {
+            "base": fingerprint(self.model),
+            "options": options,
+            "parameters": [[site.name, list(site.parameter.shape)] for site in self.sites],
+            "seed": self.seed,
+            **run,
+        }
+        environment = {
+            "torch": torch.__version__,
+            "device": str(self.sites[0].parameter.device.type),
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+            "stack": self.options.stack,
+        }
+        o = self.options
+        found = Trajectory(path, Header(o.queries, o.rule.window, run=about, environment=environment))
+        for name, then, now in found.changes:
+            warnings.warn(
+                f"The same bits need the same {name}: the trajectory was begun with {then!r}, this is {now!r}. "
+                "Steps that are done again are the same; later ones may differ in the last bits.",
+                stacklevel=3,
+            )
+        self.engine.log = found
+        return found
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One step on a closure that returns the loss of the same batch each time it is called, without backward().
+
+        A tensor is evaluated for both sides in one pass, a number side after side; `mode` says which it was. Every
+        query sees the closure's whole batch. Returns the mean of the losses on the two sides.
+        """
+        if closure is None:
+            raise ValueError(
+                "A zeroth-order step evaluates the loss itself. Received no closure. Try "
+                "opt.step(lambda: model(**batch).loss), or opt.step_batch(loss_fn, batch)."
+            )
+        return self._step(ClosureProbe(closure, self.stacking), None)
+
+    @torch.no_grad()
+    def step_batch(self, loss_fn: LossFn, *batches: Any, rows: Rows | None = None, lr: float | None = None) -> float:
+        """One step on a batch, given whole or as micro-batches.
+
+        Args:
+            loss_fn: (model, batch) -> fp32 losses [rows]; the step's loss is their sum over the sum of `rows.weights`.
+            batches: a tensor, or a mapping, list or tuple of tensors [rows, ...]; more than one: micro-batches.
+            rows: how rows are read out of other kinds of batch.
+            lr: of this step; None: the param group's.
+
+        Returns the mean of the losses on the two sides.
+        """
+        return self._step(BatchProbe(self.model, loss_fn, batches, rows or TensorRows(), self.stacking), lr)
+
+    def _step(self, probe: Probe, lr: float | None) -> float:
+        if self.finished:
+            raise RuntimeError("A finished optimizer takes no steps. Received one after finish(). Try a new ZO(model).")
+        logged = self._logged()
+        if logged is not None:
+            self.engine.catch_up([(logged.gradients, logged.terms)])
+            self.last = Step(logged.step, logged.loss, logged.gradients, logged.terms, 0)
+            return logged.loss
+        group = self.param_groups[0]
+        self.last = self.engine.step(
+            probe,
+            lr=float(group["lr"] if lr is None else lr),
+            epsilon=float(group["epsilon"]),
+            weight_decay=float(group["weight_decay"]),
+        )
+        return self.last.loss
+
+    def _logged(self) -> Record | None:
+        """The next step, where the trajectory has it already."""
+        if self.trajectory is None or self.steps == self.trajectory.steps:
+            self._records = None
+            return None
+        if self._records is None:
+            self._records = self.trajectory.records(self.steps)
+        return next(self._records)
+
+    def catch_up(self) -> int:
+        """Does all steps again that the trajectory has beyond this one; how many there were."""
+        before, self._records = self.steps, None
+        if self.trajectory is not None:
+            replay(self.engine, self.trajectory.records(self.steps))
+        return self.steps - before
+
+    @torch.no_grad()
+    def calibrate(self, loss: Callable[..., Any], *batches: Any, rows: Rows | None = None) -> Calibration:
+        """Measures epsilon and a first lr for this model and task, sets them, and says why; nothing is learned.
+
+        Args:
+            loss: a closure, or with `batches` a `loss_fn` as for `step_batch`.
+        """
+
+        def probe() -> Probe:
+            if not batches:
+                return ClosureProbe(loss, self.stacking)
+            return BatchProbe(self.model, loss, batches, rows or TensorRows(), self.stacking)
+
+        found = calibrate(self.engine, probe, self.options.rule)
+        self.param_groups[0].update(lr=found.lr, epsilon=found.epsilon)
+        return found
+
+    @property
+    def mode(self) -> str:
+        """How the sides are evaluated: in one pass, or side after side and why."""
+        return self.stacking.mode
+
+    @property
+    def steps(self) -> int:
+        """Finished steps."""
+        return self.engine.steps
+
+    def learned(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint must keep beside the base model, as tensors that are not copied."""
+        return self._state(weights=True)
+
+    @torch.no_grad()
+    def load_learned(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Restores what `learned` returned, bit for bit; steps that the trajectory has after it will be done again.
+
+        Raises ValueError, and changes nothing, where names or shapes differ or the trajectory ends earlier.
+        """
+        wanted = self._state(weights=any("/weight/" in name for name in state))
+        for name in sorted({*wanted, *state} - {"past"}):
+            mine, theirs = (None if name not in s else tuple(s[name].shape) for s in (wanted, state))
+            if mine != theirs:
+                raise ValueError(
+                    f"The state must be of these parameters. Received `{name}` {theirs}, here it is {mine}."
+                )
+        if self.trajectory is not None and int(state["steps"]) > self.trajectory.steps:
+            raise ValueError(
+                f"A trajectory must reach to the state that is loaded. Received step {int(state['steps'])}, and "
+                f"{self.trajectory.path} ends at {self.trajectory.steps}. Try an earlier state."
+            )
+        self._records = None
+        for i, part in enumerate(self.parts):
+            part.load_state({k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"{i}/")})
+        self.engine.steps = int(state["steps"])
+        self.engine.updates.load_state(self.engine.steps, state)
+
+    def _state(self, *, weights: bool) -> dict[str, torch.Tensor]:
+        held = {f"{i}/{k}": v for i, part in enumerate(self.parts) for k, v in part.state(weights=weights).items()}
+        return {"steps": torch.tensor(self.engine.steps), **self.engine.updates.state(), **held}
+
+    def state_dict(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As small as an adapter: what was learned beside the model's own weights, and the param groups."""
+        return {
+            **super().state_dict(),
+            "options": {**self.options.to_dict(), "seed": self.seed},
+            "learned": self._state(weights=False),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Restores `state_dict`, bit for bit; dense directions need the model's own weights restored as well.
+
+        Raises ValueError where the options or the seed differ.
+        """
+        own, given = {**self.options.to_dict(), "seed": self.seed}, state_dict["options"]
+        differ = {k: (given.get(k), v) for k, v in own.items() if k not in _FREE and given.get(k) != v}
+        if differ:
+            name, (theirs, ours) = next(iter(differ.items()))
+            raise ValueError(f"A state must be of the same options. Received `{name}` {theirs!r}, here it is {ours!r}.")
+        super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
+        self.load_learned(state_dict["learned"])
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused after construction: directions are made for the parameters chosen there."""
+        if self.param_groups:
+            raise ValueError(
+                "Parameters are chosen when the optimizer is made. Received another group. Try ZO(model, also=[names])."
+            )
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def finish(self, folder: str | Path | None = None) -> Path | None:
+        """Keeps what was learned, and detaches: as a LoRA adapter in `folder` that plain PEFT reads, or in the weights.
+
+        Raises ValueError where the form cannot hold it: an adapter for parameters other than linear layers' matrices,
+        weights that are quantised.
+        """
+        path = None
+        if folder is not None:
+            path = self.write_adapter(folder)
+        else:
+            for part in self.parts:  # first whether all can hold it, then one by one
+                for _ in part.values():
+                    pass
+            for part in self.parts:
+                for site, value in part.values():
+                    site.parameter.data.copy_(value)
+        self.finished = True
+        self.detach()
+        return path
+
+    @property
+    def beside(self) -> bool:
+        """Whether all that is learned lies beside the model's weights, which are never written."""
+        return all(isinstance(part, LowRank) for part in self.parts)
+
+    @torch.no_grad()
+    def write_adapter(self, folder: str | Path) -> Path:
+        """Writes what was learned so far as a PEFT adapter; training may go on."""
+        return write_adapter(folder, self.model, self.parts)
+
+    def factors(self) -> Factors:
+        """fp32 A [max_rank, in] and B [out, max_rank] by linear layer: the learned change is B A."""
+        return lora_factors(self.model, self.parts)
+
+    def values(self) -> dict[str, torch.Tensor]:
+        """Every trained parameter's learned value in fp32, by name. Raises ValueError for quantised ones."""
+        return {site.name: value for part in self.parts for site, value in part.values()}
+
+    def detach(self) -> None:
+        """Takes the optimizer off the model. With low-rank directions the model is then what it was before."""
+        self.engine.detach()
+
+    def __enter__(self) -> ZO:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+        if self.trajectory is not None:
+            self.trajectory.close()
+
+
+_FREE = ("lr", "epsilon", "weight_decay", "stack")
+"""Options that may change from step to step, or where a run goes on."""

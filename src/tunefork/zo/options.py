@@ -1,0 +1,125 @@
+"""What can be chosen about a zeroth-order run, and the presets that choose it: data, one YAML file each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from tunefork.zo.directions import DIRECTIONS
+from tunefork.zo.estimators import ESTIMATORS
+from tunefork.zo.updates import NORMALISERS, Rule
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """A run's choices along every axis; checked when made.
+
+    direction: low_rank, rademacher or gaussian.
+    rank, max_rank: of one low-rank direction, and of all that a matrix can learn (a multiple).
+    train, also: which parameters, see `sites.choose`.
+    estimator: two_sided or one_sided.
+    queries: directions a step. rows: `shared`, each sees the whole batch; `split`, each its own share of the rows.
+    stack: copies of the batch in one pass; None: as many as keep the pass small; 1: one side after the other.
+    lr, epsilon, weight_decay: the optimizer's first values; its `param_groups` may change them from step to step.
+    The rest is `updates.Rule`'s.
+    """
+
+    direction: str = "low_rank"
+    rank: int = 4
+    max_rank: int = 32
+    train: str | Sequence[str] = "auto"
+    also: Sequence[str] = ()
+    estimator: str = "two_sided"
+    queries: int = 1
+    rows: str = "shared"
+    stack: int | None = None
+    lr: float = 1e-5
+    epsilon: float = 1e-3
+    weight_decay: float = 0.0
+    normaliser: str = "none"
+    beta: float = 0.99
+    momentum: float = 0.0
+    clip: float | None = None
+    clip_rms: float | None = None
+
+    def __post_init__(self) -> None:
+        _among("direction", self.direction, DIRECTIONS)
+        _among("estimator", self.estimator, ESTIMATORS)
+        _among("rows", self.rows, ("shared", "split"))
+        _among("normaliser", self.normaliser, NORMALISERS)
+        _hold("rank", self.rank, self.rank >= 1, "at least 1", "4")
+        multiple = self.max_rank >= self.rank and self.max_rank % self.rank == 0
+        _hold("max_rank", self.max_rank, multiple, f"a multiple of `rank`, which is {self.rank}", f"{8 * self.rank}")
+        _hold("queries", self.queries, 1 <= self.queries < 1 << 16, "from 1 to 65535", "8")
+        _hold("stack", self.stack, self.stack is None or self.stack >= 1, "at least 1, or null", "null")
+        _hold("lr", self.lr, 0 <= self.lr < 1e6, "a number from 0", "1e-5")
+        _hold("epsilon", self.epsilon, 0 < self.epsilon < 1e6, "above 0", "1e-3")
+        _hold("weight_decay", self.weight_decay, 0 <= self.weight_decay < 1e6, "a number from 0", "0")
+        _hold("beta", self.beta, 0 <= self.beta < 1, "in [0, 1)", "0.99")
+        _hold("momentum", self.momentum, 0 <= self.momentum <= 0.99, "in [0, 0.99]", "0.9")
+        _hold("clip", self.clip, self.clip is None or self.clip > 0, "above 0, or null", "null")
+        _hold("clip_rms", self.clip_rms, self.clip_rms is None or self.clip_rms > 0, "above 0, or null", "3")
+        std_works = self.normaliser != "std" or self.queries > 1
+        _hold("normaliser", self.normaliser, std_works, "none or rms where `queries` is 1", "rms")
+
+    @property
+    def rule(self) -> Rule:
+        return Rule(self.normaliser, self.beta, self.momentum, self.clip, self.clip_rms)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: what `Options(**data)` takes."""
+        plain = asdict(self)
+        plain["also"] = list(self.also)
+        plain["train"] = self.train if isinstance(self.train, str) else list(self.train)
+        return plain
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A named choice of options and where it comes from."""
+
+    name: str
+    summary: str
+    paper: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def presets() -> dict[str, Preset]:
+    """All presets by name."""
+    found = {}
+    for file in sorted(files("tunefork.zo").joinpath("presets").iterdir(), key=lambda f: f.name):
+        if file.name.endswith(".yaml"):
+            name = file.name.removesuffix(".yaml")
+            data = yaml.safe_load(file.read_text(encoding="utf-8"))
+            found[name] = Preset(name, data.pop("summary"), data.pop("paper"), data)
+    return found
+
+
+def options_of(preset: str, changes: Mapping[str, Any]) -> Options:
+    """A preset's options with some changed. Raises ValueError for an unknown preset, key or value."""
+    known = presets()
+    _among("preset", preset, known)
+    chosen = {**known[preset].options, **changes}
+    names = [f.name for f in fields(Options)]
+    for key in chosen:
+        _among("an option", key, names)
+    return Options(**chosen)
+
+
+def _among(name: str, value: Any, known: Any) -> None:
+    if value not in known:
+        near = get_close_matches(str(value), list(known), 1)
+        raise ValueError(
+            f"{name if ' ' in name else f'`{name}`'} must be one of {', '.join(known)}. Received {value!r}."
+            f"{f' Did you mean {near[0]!r}?' if near else ''}"
+        )
+
+
+def _hold(name: str, value: Any, holds: bool, must: str, attempt: str) -> None:
+    if not holds:
+        raise ValueError(f"`{name}` must be {must}. Received {value!r}. Try {attempt}.")

@@ -1,0 +1,397 @@
+"""Evaluating the loss at the points a step asks for, in as few passes through the model as can be.
+
+A `Lane` is one side of one query over some rows of the step's batch. Where the engine owns the batch, lanes are
+stacked: their rows are laid one after the other along the leading dimension and run in one pass. Where it has a
+closure, `torch.func.vmap` maps it over the two sides. What cannot be stacked or mapped runs lane by lane, and `mode`
+says why.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from tunefork.zo.directions.base import Directions, Group, Pass, UnstackableError
+from tunefork.zo.randomness import Randomness
+
+LossFn = Callable[[torch.nn.Module, Any], torch.Tensor]
+"""(model, batch) -> fp32 losses [rows]."""
+
+TOKENS = {"cpu": 512}
+MORE_TOKENS = 4096
+"""Places (rows times positions) of a pass up to which lanes are stacked, by device: beyond, stacking saves no time."""
+
+_LOSS_DTYPES = (torch.float32, torch.float64)
+_PROOF_SCALE = 10.0  # stacking is proven with larger steps, whose losses stand clear of rounding
+_PROOF_ROUNDING = 1e-5
+_PROOF_SHARE = 0.2  # a side taken for the other is off by 1, one not perturbed by a half
+
+
+class Lane(NamedTuple):
+    """Rows start .. stop of the step's batch, at `sign` epsilon along the direction of `query`."""
+
+    query: int
+    sign: int
+    start: int
+    stop: int
+
+
+class Rows(Protocol):
+    """How the engine reads a batch as rows."""
+
+    def count(self, batch: Any) -> int: ...
+
+    def select(self, batch: Any, rows: torch.Tensor) -> Any:
+        """The batch of these rows (int64, in this order; a row may come more than once)."""
+        ...
+
+    def weights(self, batch: Any) -> torch.Tensor:
+        """[rows]: the step's loss is sum(losses) / sum(weights)."""
+        ...
+
+    def entries(self, batch: Any) -> torch.Tensor | None:
+        """[rows]: places of the leading dimension that belong to each row, in order; None: all rows have as many."""
+        ...
+
+
+class TensorRows:
+    """Batches that are a tensor, or a mapping, list or tuple of them; tensors as long as the first hold the rows."""
+
+    def count(self, batch: Any) -> int:
+        tensors = [t for t in _tensors(batch) if t.ndim]
+        if not tensors:
+            raise ValueError(f"A batch must hold tensors. Received {type(batch).__name__}. Try giving `rows`.")
+        return len(tensors[0])
+
+    def select(self, batch: Any, rows: torch.Tensor) -> Any:
+        return _selected(batch, rows, self.count(batch))
+
+    def weights(self, batch: Any) -> torch.Tensor:
+        return torch.ones(self.count(batch))
+
+    def entries(self, batch: Any) -> torch.Tensor | None:
+        return None
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+    elif is_dataclass(value):
+        for item in fields(value):
+            yield from _tensors(getattr(value, item.name))
+
+
+def _selected(value: Any, rows: torch.Tensor, count: int) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.index_select(0, rows.to(value.device)) if value.ndim and len(value) == count else value
+    if isinstance(value, Mapping):
+        return {key: _selected(item, rows, count) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [_selected(item, rows, count) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def _numbers(values: torch.Tensor) -> np.ndarray:
+    """fp64, one by one: where memory is only simulated, a tensor has no array but answers `item`."""
+    return np.array([value.item() for value in values.detach().cpu().unbind()], dtype=np.float64)
+
+
+_NO_ROWS = np.zeros((2, 0))
+
+
+def deal(rows: int, queries: int, split: bool) -> list[tuple[int, int]]:
+    """(start, stop) of each query's rows: all of them, or its own share of consecutive ones."""
+    if not split:
+        return [(0, rows)] * queries
+    return [(rows * j // queries, rows * (j + 1) // queries) for j in range(queries)]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """fp64 [queries] losses on the two sides, the queries' shares of the weight, and what it cost."""
+
+    first: np.ndarray
+    second: np.ndarray
+    shares: np.ndarray
+    forwards: int  # rows (of a closure: batches) times evaluations
+    rows: list[np.ndarray]  # by query: [2, rows], of which `first` and `second` are the means; of a closure: one row
+
+
+class Show:
+    """Tells every part of the directions how the passes that follow are perturbed."""
+
+    def __init__(self, parts: Sequence[Directions], step: int, queries: int, epsilon: float, split: bool) -> None:
+        self.parts, self.step, self.queries, self.epsilon, self.split = parts, step, queries, epsilon, split
+        self.stackable = all(part.stackable for part in parts)
+        self.random = Randomness()
+
+    def __call__(self, passing: Pass | None) -> None:
+        self.random.rewind()
+        for part in self.parts:
+            part.show(passing)
+
+    def lane(self, query: int, sign: int, epsilon: float) -> None:
+        """One side of one query for all that the next pass holds."""
+        self(Pass(self.step, (Group(query, 0, 1),), 1, float(sign * epsilon)))
+
+
+@dataclass(slots=True)
+class Stacking:
+    """What an optimizer knows about putting several lanes in one pass.
+
+    device: where the model runs.
+    limit: copies of the batch in one pass; None: as many as stay within `TOKENS`.
+    alone: why lanes must run one by one, where they must.
+    passes, rows: of one micro-batch, in the last step.
+    """
+
+    device: torch.device
+    limit: int | None = None
+    alone: str = ""
+    passes: int = 1
+    rows: int = 0
+    proven: set[tuple[int, int]] = field(default_factory=set)
+
+    @property
+    def mode(self) -> str:
+        if self.alone:
+            return f"side after side: {self.alone}"
+        one = "both sides in one pass"
+        return one if self.passes == 1 else f"side after side: {self.passes} passes of at most {self.rows} rows"
+
+    def capacity(self, batch: Any, rows: int) -> int:
+        """Rows of one pass."""
+        if self.limit is not None:
+            return self.limit * rows
+        places = max((t.shape[0] * (t.shape[1] if _has_places(t) else 1) for t in _tensors(batch) if t.ndim), default=1)
+        return rows * max(1, TOKENS.get(self.device.type, MORE_TOKENS) // places)
+
+
+def _has_places(tensor: torch.Tensor) -> bool:
+    """Whether the second dimension is positions: ids and masks [rows, T], or features [rows, T, ...]."""
+    return tensor.ndim > 2 or (tensor.ndim == 2 and not tensor.is_floating_point())
+
+
+class Probe(Protocol):
+    """A step's loss, ready to be evaluated."""
+
+    def plain(self) -> Any:
+        """One pass of a kind that the step will make, of the model as it stands."""
+        ...
+
+    def measure(self, signs: tuple[int, int], show: Show) -> Measured: ...
+
+
+class BatchProbe:
+    """Row losses of micro-batches which together are the step's batch."""
+
+    def __init__(
+        self, model: torch.nn.Module, loss_fn: LossFn, batches: Sequence[Any], rows: Rows, stacking: Stacking
+    ) -> None:
+        self.model, self.loss_fn, self.batches, self.reader, self.stacking = model, loss_fn, batches, rows, stacking
+        self.counts = [rows.count(batch) for batch in batches]
+        self.rows, self.forwards = sum(self.counts), 0
+
+    def plain(self) -> None:
+        self._losses(self.batches[0], self.counts[0])
+
+    def measure(self, signs: tuple[int, int], show: Show) -> Measured:
+        shares = deal(self.rows, show.queries, show.split)
+        lanes = [Lane(j, s, *dealt) for j, dealt in enumerate(shares) for s in signs if s and dealt[0] < dealt[1]]
+        if 0 in signs:
+            lanes.insert(0, Lane(0, 0, 0, self.rows))
+        weights = _numbers(torch.cat([self.reader.weights(batch) for batch in self.batches]))
+        found = {(lane.query, lane.sign): np.zeros(self.rows) for lane in lanes}
+        start = 0
+        for batch, count in zip(self.batches, self.counts, strict=True):
+            stop = start + count
+            inside = [
+                Lane(q, s, max(a, start) - start, min(b, stop) - start)
+                for q, s, a, b in lanes
+                if a < stop and b > start
+            ]
+            for lane, losses in self._micro(batch, count, inside, show):
+                found[lane.query, lane.sign][start + lane.start : start + lane.stop] = _numbers(losses)
+            start = stop
+        sides, part, by_row = np.zeros((2, show.queries)), np.full(show.queries, 1.0 / show.queries), []
+        for j, (begin, end) in enumerate(shares):
+            weight = float(weights[begin:end].sum())
+            losses = np.stack([found[j if sign else 0, sign][begin:end] for sign in signs]) if begin < end else _NO_ROWS
+            by_row.append(losses * ((end - begin) / weight if weight else 0.0))
+            sides[:, j] = losses.sum(axis=1) / weight if weight else 0.0
+            if show.split:
+                part[j] = weight / float(weights.sum())
+        return Measured(sides[0], sides[1], part, self.forwards, by_row)
+
+    def _micro(self, batch: Any, count: int, lanes: list[Lane], show: Show) -> list[tuple[Lane, torch.Tensor]]:
+        """Each lane's losses on one micro-batch."""
+        if not show.stackable:
+            self.stacking.alone = "a dense direction has room for one side of one query"
+        if not self.stacking.alone:
+            total = sum(lane.stop - lane.start for lane in lanes)
+            key = (count, total)
+            try:
+                if key not in self.stacking.proven:
+                    self._prove(batch, count, lanes, show)
+                    self.stacking.proven.add(key)
+                return self._run(batch, count, lanes, show, self.stacking.capacity(batch, count), show.epsilon)
+            except UnstackableError as error:
+                self.stacking.alone = str(error)
+        return self._run(batch, count, lanes, show, 0, show.epsilon)
+
+    def _prove(self, batch: Any, count: int, lanes: list[Lane], show: Show) -> None:
+        """Raises UnstackableError unless lanes in one pass have the losses they have one by one."""
+        capacity, epsilon = self.stacking.capacity(batch, count), _PROOF_SCALE * show.epsilon
+        if all(len(p) == 1 for p in _plan(lanes, capacity)):
+            return
+        together = dict(self._run(batch, count, lanes, show, capacity, epsilon))
+        alone = dict(self._run(batch, count, lanes, show, 0, epsilon))
+        spread = off = size = torch.zeros(())
+        for lane, losses in alone.items():
+            size = torch.maximum(size, losses.abs().max())
+            off = torch.maximum(off, (together[lane] - losses).abs().max())
+            for other in alone:
+                if other.query == lane.query and (other.start, other.stop) == (lane.start, lane.stop):
+                    spread = torch.maximum(spread, (losses - alone[other]).abs().max())
+        if not bool(off <= _PROOF_SHARE * spread + _PROOF_ROUNDING * size):
+            raise UnstackableError(
+                f"in one pass losses are off by {off.item():.2g}, of {spread.item():.2g} between the sides"
+            )
+
+    def _run(
+        self, batch: Any, count: int, lanes: list[Lane], show: Show, capacity: int, epsilon: float
+    ) -> list[tuple[Lane, torch.Tensor]]:
+        found, plan = [], _plan(lanes, capacity)
+        self.stacking.passes = len(plan)
+        self.stacking.rows = max(sum(lane.stop - lane.start for lane in lanes) for lanes in plan)
+        for together in plan:
+            rows = torch.cat([torch.arange(lane.start, lane.stop) for lane in together])
+            whole = len(rows) == count and all(a.stop == b.start for a, b in pairwise(together))
+            part = batch if whole else self.reader.select(batch, rows)
+            if len(together) == 1:
+                show.lane(together[0].query, together[0].sign, epsilon)
+            else:
+                show(self._pass(part, together, show.step, epsilon))
+            losses = self._losses(part, len(rows))
+            sizes = [lane.stop - lane.start for lane in together]
+            found += zip(together, losses.split(sizes), strict=True)
+        return found
+
+    def _pass(self, batch: Any, lanes: list[Lane], step: int, epsilon: float) -> Pass:
+        entries = self.reader.entries(batch)
+        groups: list[Group] = []
+        scales, start = [], 0
+        row = 0
+        for lane in lanes:
+            size = lane.stop - lane.start
+            places = size if entries is None else int(entries[row : row + size].sum())
+            row += size
+            scales.append(torch.full((places,), lane.sign * epsilon))
+            if groups and groups[-1].query == lane.query:
+                groups[-1] = groups[-1]._replace(stop=start + places)
+            else:
+                groups.append(Group(lane.query, start, start + places))
+            start += places
+        return Pass(step, tuple(groups), start, torch.cat(scales))
+
+    def _losses(self, batch: Any, rows: int) -> torch.Tensor:
+        losses = self.loss_fn(self.model, batch)
+        self.forwards += rows
+        if not isinstance(losses, torch.Tensor) or losses.shape != (rows,) or losses.dtype not in _LOSS_DTYPES:
+            got = f"{tuple(losses.shape)} {losses.dtype}" if isinstance(losses, torch.Tensor) else type(losses).__name__
+            raise ValueError(
+                f"`loss_fn` must return fp32 losses [rows], here [{rows}]: in 16 bit the difference of two losses is "
+                f"rounded away. Received {got}. Try cross_entropy(logits.float(), ..., reduction='none')."
+            )
+        return losses
+
+
+def _plan(lanes: list[Lane], capacity: int) -> list[list[Lane]]:
+    """Lanes by pass, each pass within `capacity` rows, or of one lane."""
+    size = {lane: lane.stop - lane.start for lane in lanes}
+    if sum(size.values()) > capacity:  # one side of every query, then the other: a batch in its own order is not copied
+        lanes = sorted(lanes, key=lambda lane: (-lane.sign, lane.query))
+    passes: list[list[Lane]] = []
+    filled = 0
+    for lane in lanes:
+        if passes and filled + size[lane] <= capacity:
+            passes[-1].append(lane)
+            filled += size[lane]
+        else:
+            passes.append([lane])
+            filled = size[lane]
+    return passes
+
+
+class ClosureProbe:
+    """The loss of a closure: a tensor with one element, or a number."""
+
+    def __init__(self, closure: Callable[[], Any], stacking: Stacking) -> None:
+        self.closure, self.stacking, self.forwards = closure, stacking, 0
+
+    def plain(self) -> None:
+        self.forwards += 1
+        value = self.closure()
+        if not isinstance(value, torch.Tensor) and not self.stacking.alone:
+            self.stacking.alone = f"the closure returns {type(value).__name__}, not a tensor"
+
+    def measure(self, signs: tuple[int, int], show: Show) -> Measured:
+        if not show.stackable:
+            self.stacking.alone = "a dense direction has room for one side of one query"
+        elif self.stacking.limit == 1:
+            self.stacking.alone = "stacking is switched off"
+        sides = np.zeros((2, show.queries))
+        middle, value = None, 0.0
+        both = signs[0] != signs[1] and (0 not in signs or show.queries == 1)
+        for j in range(show.queries):
+            if both and not self.stacking.alone:
+                try:
+                    sides[:, j] = self._mapped(signs, j, show)
+                    continue
+                except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+                    self.stacking.alone = f"torch.func.vmap refuses the closure: {str(error).splitlines()[0][:200]}"
+            for i, sign in enumerate(signs):
+                if sign or middle is None:
+                    show.lane(j, sign, show.epsilon)
+                    self.forwards += 1
+                    value = _number(self.closure())
+                    middle = middle if sign else value
+                sides[i, j] = value if sign else middle
+        shares = np.full(show.queries, 1.0 / show.queries)
+        return Measured(sides[0], sides[1], shares, self.forwards, [side[:, None] for side in sides.T])
+
+    def _mapped(self, signs: tuple[int, int], query: int, show: Show) -> list[float]:
+        def side(scale: torch.Tensor) -> torch.Tensor:
+            show(Pass(show.step, (Group(query, 0, 1),), 1, scale, mapped=True))
+            return self.closure()
+
+        scales = torch.tensor([sign * show.epsilon for sign in signs], device=self.stacking.device)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")  # attention runs once a side
+            losses = torch.func.vmap(side, randomness="same")(scales)
+        self.forwards += len(signs)
+        return [_number(loss) for loss in losses]
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1 or value.dtype not in _LOSS_DTYPES:
+            raise ValueError(
+                "A closure must return one fp32 loss, or a number: in 16 bit the difference of two losses is rounded "
+                f"away. Received {tuple(value.shape)} {value.dtype}. Try computing the loss from logits.float()."
+            )
+        return value.item()
+    return float(value)

@@ -1,0 +1,109 @@
+"""Zeroth-order steps in `transformers.Trainer`: its data, schedule, logging, evaluation and checkpoints as they are.
+
+class ZOTrainer(ZOTrainerMixin, Trainer): ...
+
+trainer = ZOTrainer(model, args, train_dataset=rows, zo={"preset": "default"})
+trainer.train()
+trainer.save_model("adapter")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tunefork.zo.optimizer import ZO
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base
+else:
+    _Base = object
+
+_LEARNED = "zo.safetensors"
+
+
+class ZOTrainerMixin(_Base):
+    """Put before `transformers.Trainer` among the bases.
+
+    The learning rate, its schedule and the weight decay are those of TrainingArguments; `zo` holds the other arguments
+    of `ZO`. One process, one device or a model spread over several.
+
+    With low-rank directions a checkpoint holds a PEFT adapter and no copy of the base model, which is read from where
+    it was read before.
+    """
+
+    def __init__(self, *args: Any, zo: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        self.zo_options = dict(zo or {})
+        self.zo: ZO | None = None
+        self._micro_batches: list[dict[str, Any]] = []
+        super().__init__(*args, **kwargs)
+        if self.args.world_size > 1 or self.args.n_gpu > 1:
+            raise ValueError(
+                f"Zeroth-order training runs in one process. Received {self.args.world_size} processes and "
+                f"{self.args.n_gpu} devices in parallel. Try CUDA_VISIBLE_DEVICES=0, or device_map='auto'."
+            )
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            given = {"lr": self.args.learning_rate, "weight_decay": self.args.weight_decay}
+            chosen: Any = model or self.model
+            self.zo = _Stepped(chosen, **{**given, **self.zo_options})
+            self.optimizer = self.zo
+        return self.optimizer
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Keeps a micro-batch; at the last one of an update, makes the step on all of them."""
+        self._micro_batches.append(self._prepare_inputs(inputs))
+        if not self.accelerator.sync_gradients:
+            return torch.zeros((), device=self.args.device)
+        batches, self._micro_batches = self._micro_batches, []
+        scaled = getattr(self, "loss_is_scaled_for_ga", None)  # as Trainer decides it
+        if scaled is None:
+            counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            scaled = counted or self.compute_loss_func is not None
+
+        def closure() -> torch.Tensor:
+            losses: list[Any] = []
+            with self.compute_loss_context_manager():
+                for batch in batches:
+                    losses.append(self.compute_loss(model, dict(batch), num_items_in_batch=num_items_in_batch))
+            total = torch.stack([loss.float() for loss in losses]).sum()
+            return total if scaled else total / len(batches)
+
+        assert self.zo is not None
+        return torch.tensor(self.zo.step(closure), device=self.args.device)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """An adapter where what was learned lies beside the weights, else the model."""
+        if self.zo is None or not self.zo.beside:
+            super().save_model(output_dir, _internal_call)
+            return
+        folder = self.zo.write_adapter(output_dir or self.args.output_dir or ".")
+        learned = {k: v.detach().cpu().contiguous() for k, v in self.zo.learned().items()}
+        save_file(learned, folder / _LEARNED)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        if not (Path(resume_from_checkpoint) / _LEARNED).exists():  # else the optimizer's own state has it
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        best = Path(self.state.best_model_checkpoint or ".") / _LEARNED
+        if self.zo is not None and best.exists():
+            self.zo.load_learned(load_file(best))
+        else:
+            super()._load_best_model()
+
+
+class _Stepped(ZO):
+    """Trainer calls `step()` after each update; by then the step is made."""
+
+    def step(self, closure: Callable[[], Any] | None = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().step(closure) if closure is not None or self.last is None else self.last.loss

@@ -1,0 +1,150 @@
+"""Reading a trajectory as a stream, and writing one so that it survives a kill at any instant."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import time
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from tunefork.zo.directions.base import Term
+from tunefork.zo.trajectory.format import Header, Record, TrajectoryError, decode_record, encode_record, read_header
+
+
+class Reader:
+    """The finished steps of a trajectory, which another process may still append to.
+
+    Attributes:
+        header: what it belongs to.
+        identity: SHA-256 of the header, in hex.
+        steps: whole records found when it was opened.
+        torn: bytes behind them, of a record that a kill or a power cut left unfinished.
+
+    Raises TrajectoryError for a file that is no trajectory, is of a newer version, or has a damaged record before a
+    good one.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        with self.path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            self.header, start = read_header(file, self.path)
+        self.identity = hashlib.sha256(start).hexdigest()
+        self._start, self._seal = len(start), start[-4:]
+        whole = bisect_right(range(size), size, key=self._offset) - 1
+        self.steps = sum(1 for _ in self._read(0, whole))
+        self.torn = size - self._offset(self.steps)
+        # a bad record with a good one behind it was not torn off at the end: it has been changed
+        if any(True for step in range(self.steps + 1, whole) for _ in self._read(step, step + 1)):
+            raise TrajectoryError(
+                f"Every record of a trajectory must be whole. In {self.path} that of step {self.steps} is damaged, and "
+                f"later ones are not. Try a copy of the file, or a snapshot of a step after {self.steps}."
+            )
+
+    def records(self, start: int = 0, stop: int | None = None) -> Iterator[Record]:
+        """The records of steps start .. stop (None: all there are), read as they are used."""
+        return self._read(start, self.steps if stop is None else min(stop, self.steps))
+
+    def _read(self, start: int, stop: int) -> Iterator[Record]:
+        """Records from `start` to the first that is not whole."""
+        with self.path.open("rb") as file:
+            file.seek(self._offset(start))
+            for step in range(start, stop):
+                record = decode_record(self.header, self._seal, step, file.read(self.header.size(step)))
+                if record is None:
+                    return
+                yield record
+
+    def _offset(self, step: int) -> int:
+        """Where the record of `step` begins: records grow until the window is full."""
+        queries, window = self.header.queries, self.header.window
+        growing = min(step, window)
+        rows = growing * (growing + 1) // 2 + (step - growing) * window
+        return self._start + 4 * (step * (3 + queries) + rows * queries)
+
+
+class Trajectory(Reader):
+    """A trajectory that a run appends to: a new one, or an old one, whose torn end is cut off.
+
+    Each record is one write. The disk is told to keep what it was given (fsync) at most every `sync_seconds`, at `sync`
+    and at `close`: a killed process loses at most the record that it was writing, a power cut that many seconds.
+
+    Attributes:
+        changes: entries of the environment that differ from those it was begun in, as (name, then, now).
+
+    Raises TrajectoryError where the file belongs to another run.
+    """
+
+    def __init__(self, path: str | Path, header: Header, *, sync_seconds: float = 5.0) -> None:
+        if not Path(path).exists():
+            with atomic(Path(path)) as temporary:
+                temporary.write_bytes(header.encode())
+        super().__init__(path)
+        difference = self.header.difference(header)
+        if difference:
+            raise TrajectoryError(
+                f"A run must go on in its own trajectory. {self.path} is of another: {difference}. Try another file."
+            )
+        then, now = self.header.environment, header.environment
+        self.changes = [(n, then.get(n), now.get(n)) for n in sorted({*then, *now}) if then.get(n) != now.get(n)]
+        self.sync_seconds = sync_seconds
+        self._file = self.path.open("r+b", buffering=0)
+        if self.torn:
+            self._file.truncate(self._offset(self.steps))
+        self.sync()
+
+    def append(self, loss: float, gradients: np.ndarray, terms: Sequence[Term]) -> None:
+        """Writes the next step's record. Where the disk is full, raises OSError and leaves the file as it was."""
+        data = encode_record(self.header, self._seal, self.steps, loss, gradients, terms)
+        end = self._offset(self.steps)
+        self._file.seek(end)
+        try:
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        except OSError:
+            self._file.truncate(end)
+            raise
+        self.steps += 1
+        if time.monotonic() - self._synced >= self.sync_seconds:
+            self.sync()
+
+    def sync(self) -> None:
+        """Returns once every record is on the disk."""
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
+
+    def close(self) -> None:
+        if not self._file.closed:
+            self.sync()
+            self._file.close()
+
+    def __enter__(self) -> Trajectory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A file to write to that takes `path`'s place, on the disk, when the block ends well."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

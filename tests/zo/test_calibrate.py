@@ -1,0 +1,102 @@
+"""Epsilon and a first lr from measurements, on losses whose best ones are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.zo.conftest import batch_of, bits, row_losses, same_bits, tiny_net
+from tunefork.zo import ZO
+
+
+class Plain(nn.Module):
+    """A module that reads its weight in its forward, so that a loss can be any function of it."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (3 * (self.weight - 1).square().sum()).expand(len(x))
+
+
+@pytest.mark.parametrize("queries", [1, 4])
+def test_curvature_and_lr_of_a_quadratic(queries: int) -> None:
+    opt = ZO(Plain(20), direction="rademacher", queries=queries, rows="shared")
+    found = opt.calibrate(lambda m, b: m(b), torch.zeros(4, 1))
+    assert found.curvature == pytest.approx(6 * 20, rel=0.02)  # z^T H z with H = 6 I, |z|^2 = 20
+    assert found.share == pytest.approx(1.0, rel=0.02)
+    assert found.lr == pytest.approx(0.5 * queries / 120, rel=0.05)
+    assert found.epsilon == 0.1  # a parabola's two-sided slope is exact at any distance
+    assert opt.param_groups[0]["lr"] == found.lr and opt.param_groups[0]["epsilon"] == found.epsilon
+    first = opt.step_batch(lambda m, b: m(b), torch.zeros(4, 1))
+    for _ in range(60):
+        last = opt.step_batch(lambda m, b: m(b), torch.zeros(4, 1))
+    assert last < 0.3 * first
+
+
+def test_rows_that_disagree_ask_for_smaller_steps() -> None:
+    torch.manual_seed(0)
+    x, model = torch.randn(16, 20), nn.Linear(20, 1, bias=False)
+
+    def losses(m: nn.Module, b: torch.Tensor) -> torch.Tensor:
+        return (m(b[:, :20])[:, 0] - b[:, 20]).square()
+
+    noisy = torch.cat([x, 5 * torch.randn(16, 1)], 1)
+    plain = torch.cat([x[:1].expand(16, -1), torch.ones(16, 1)], 1)
+    lrs = [
+        ZO(model, direction="rademacher", train="trainable", queries=1, rows="shared").calibrate(losses, b)
+        for b in (noisy, plain)
+    ]
+    assert lrs[0].share < 0.5 < lrs[1].share
+
+
+def test_epsilon_stays_where_slopes_are_straight() -> None:
+    """sin(w sqrt(d) / 0.03): straight for steps well below 0.03 only."""
+
+    class Wave(Plain):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sin(self.weight[0] / 0.03).expand(len(x)) + 2
+
+    found = ZO(Wave(1), direction="rademacher", queries=1, rows="shared").calibrate(
+        lambda m, b: m(b), torch.zeros(2, 1)
+    )
+    assert found.epsilon == pytest.approx(0.01, rel=0.1)
+
+
+def test_epsilon_stays_above_rounding() -> None:
+    model, batch = tiny_net("llama"), batch_of(rows=8)
+    fine = ZO(model, queries=4).calibrate(row_losses, batch)
+    coarse = ZO(tiny_net("llama").to(torch.bfloat16), queries=4).calibrate(row_losses, batch)
+    assert coarse.noise > 30 * fine.noise
+    assert coarse.epsilon >= fine.epsilon
+
+
+@pytest.mark.parametrize("options", [{}, {"normaliser": "rms"}, {"preset": "fzoo"}, {"momentum": 0.9}])
+def test_nothing_is_learned_and_the_choice_trains(options: dict[str, Any]) -> None:
+    model, batch = tiny_net("bert"), batch_of(rows=8)
+    before = bits(model)
+    opt = ZO(model, **{"queries": 4, **options})
+    found = opt.calibrate(row_losses, batch)
+    assert same_bits(before, bits(model)) and opt.steps == 0
+    assert f"lr {found.lr:g}" in found.reason and f"epsilon {found.epsilon:g}" in found.reason
+    first = opt.step_batch(row_losses, batch)
+    for _ in range(80):
+        last = opt.step_batch(row_losses, batch)
+    assert last < 0.9 * first
+
+
+def test_a_closure_is_enough() -> None:
+    model, batch = tiny_net("llama"), batch_of()
+    opt = ZO(model, queries=1)
+    found = opt.calibrate(lambda: model(batch["input_ids"], labels=batch["input_ids"]).loss)
+    assert found.share == 0.25 and "taken to be" in found.reason
+    assert found.forwards >= 6 * 15
+
+
+def test_a_loss_that_is_never_finite_is_refused() -> None:
+    with pytest.raises(FloatingPointError, match="finite near the weights"):
+        ZO(Plain(3), direction="rademacher").calibrate(lambda m, b: m(b) * torch.nan, torch.zeros(8, 1))

@@ -1,0 +1,254 @@
+"""A step, seen from outside: what it evaluates, in how many passes, and what it moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.zo.conftest import (
+    Batch,
+    batch_of,
+    bits,
+    direction,
+    loss_at,
+    row_losses,
+    same_bits,
+    tiny_net,
+)
+from tunefork.zo import ZO, TensorRows
+
+KINDS = ("llama", "gpt2", "opt", "bert")
+EPSILON = 1e-2
+
+
+def sides(opt: ZO, model: torch.nn.Module, batch: Batch, query: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row losses at +epsilon and -epsilon by functional_call."""
+    with torch.no_grad():
+        here = [loss_at(model, opt, lambda m: row_losses(m, batch), opt.steps, query, s * EPSILON) for s in (1, -1)]
+    return here[0], here[1]
+
+
+def slope(first: torch.Tensor, second: torch.Tensor, span: float = 2 * EPSILON) -> Any:
+    return pytest.approx(float(first.mean() - second.mean()) / span, rel=2e-3, abs=2e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stack", [None, 1])
+def test_two_sides_are_those_of_moved_weights(kind: str, stack: int | None, batch: Batch) -> None:
+    model = tiny_net(kind)
+    opt = ZO(model, queries=1, rows="shared", epsilon=EPSILON, lr=0.0, stack=stack)
+    plus, minus = sides(opt, model.eval(), batch)
+    loss = opt.step_batch(row_losses, batch)
+    assert opt.last is not None
+    assert loss == pytest.approx(float(plus.mean() + minus.mean()) / 2, rel=1e-6)
+    assert opt.last.gradients[0] == slope(plus, minus)
+    assert opt.mode == ("both sides in one pass" if stack is None else "side after side: 2 passes of at most 4 rows")
+    opt.step_batch(row_losses, batch)
+    assert opt.last.forwards == 2 * 4
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
+def test_a_tensor_closure_is_mapped_over_both_sides(kind: str, batch: Batch) -> None:
+    model = tiny_net(kind)
+    opt = ZO(model, queries=1, epsilon=EPSILON, lr=0.0)
+    calls = []
+
+    def closure() -> torch.Tensor:
+        calls.append(1)
+        return model(batch["input_ids"], labels=batch["input_ids"]).loss
+
+    with torch.no_grad():
+        model.eval()
+        plus, minus = (loss_at(model, opt, lambda _: closure(), 0, 0, s * EPSILON) for s in (1, -1))
+    calls.clear()
+    opt.step(closure)
+    assert len(calls) == 2  # the first look, and both sides at once
+    assert opt.mode == "both sides in one pass"
+    assert opt.last is not None and opt.last.gradients[0] == slope(plus, minus)
+
+
+def test_a_closure_of_a_number_runs_side_after_side(batch: Batch) -> None:
+    model = tiny_net("bert")
+    opt = ZO(model, queries=2, rows="shared", epsilon=EPSILON, lr=0.0)
+
+    def errors() -> float:
+        return float(row_losses(model, batch).mean())
+
+    plus, minus = sides(opt, model.eval(), batch, query=1)
+    opt.step(errors)
+    assert opt.mode == "side after side: the closure returns float, not a tensor"
+    assert opt.last is not None and opt.last.gradients[1] == slope(plus, minus)
+
+
+def test_a_closure_that_vmap_refuses_runs_side_after_side(batch: Batch) -> None:
+    model = tiny_net("llama")
+    opt = ZO(model, queries=1, epsilon=EPSILON, lr=0.0)
+
+    def closure() -> torch.Tensor:
+        losses = row_losses(model, batch)
+        return losses.mean() if losses.max().item() > 0 else losses.sum()
+
+    plus, minus = sides(opt, model.eval(), batch)
+    opt.step(closure)
+    assert opt.mode.startswith("side after side: torch.func.vmap refuses the closure")
+    assert opt.last is not None and opt.last.gradients[0] == slope(plus, minus)
+
+
+@pytest.mark.parametrize("stack", [None, 1])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_split_queries_probe_their_own_rows(kind: str, stack: int | None) -> None:
+    model, batch = tiny_net(kind), batch_of(rows=5)
+    opt = ZO(model, queries=3, rows="split", epsilon=EPSILON, lr=0.0, stack=stack)
+    model.eval()
+    expected = []
+    for query, rows in enumerate([slice(0, 1), slice(1, 3), slice(3, 5)]):
+        plus, minus = sides(opt, model, batch, query)
+        share = (rows.stop - rows.start) * 3 / 5
+        expected.append(float(plus[rows].mean() - minus[rows].mean()) / (2 * EPSILON) * share)
+    opt.step_batch(row_losses, batch)
+    assert opt.last is not None
+    assert opt.last.gradients.tolist() == pytest.approx(expected, rel=2e-3, abs=2e-4)
+    opt.step_batch(row_losses, batch)
+    assert opt.last.forwards == 2 * 5
+
+
+@pytest.mark.parametrize("stack", [None, 1, 2])
+def test_one_sided_queries_share_the_middle(stack: int | None, batch: Batch) -> None:
+    model = tiny_net("llama")
+    opt = ZO(model, queries=3, rows="shared", estimator="one_sided", epsilon=EPSILON, lr=0.0, stack=stack)
+    middle = row_losses(model.eval(), batch).detach()
+    expected = [float((sides(opt, model, batch, q)[0] - middle).mean()) / EPSILON for q in range(3)]
+    loss = opt.step_batch(row_losses, batch)
+    assert opt.last is not None
+    assert opt.last.gradients.tolist() == pytest.approx(expected, rel=5e-3, abs=1e-3)
+    assert loss == pytest.approx(float(middle.mean()), rel=1e-6)
+    opt.step_batch(row_losses, batch)
+    assert opt.last.forwards == 4 * 4
+
+
+@pytest.mark.parametrize("options", [{}, {"direction": "rademacher"}, {"momentum": 0.5, "weight_decay": 0.1}])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_learned_is_the_sum_of_the_steps(kind: str, options: dict[str, Any], batch: Batch) -> None:
+    model, free = tiny_net(kind), tiny_net(kind).eval()
+    before = bits(model)
+    opt = ZO(model, **{"queries": 2, "rows": "split", "lr": 0.02, "rank": 2, "max_rank": 8, **options})
+    change = {s.name: torch.zeros_like(s.parameter) for s in opt.sites}
+    for _ in range(6):  # every base of the pool more than once
+        opt.step_batch(row_losses, batch)
+        assert opt.last is not None
+        for term in opt.last.terms:
+            for name in change:
+                change[name] *= term.decay
+                change[name] += term.coefficient * direction(model, name, opt, term.step, term.query)
+    ids = {k: batch[k] for k in ("input_ids", "attention_mask")}
+    weights = {name: before[name] + change[name] for name in change}
+    with torch.no_grad():
+        expected = torch.func.functional_call(free, weights, (), ids).logits
+        assert torch.allclose(model.eval()(**ids).logits, expected, atol=3e-5)
+        assert same_bits(before, bits(model)) == (opt.options.direction == "low_rank")
+        opt.finish()
+        assert torch.allclose(model(**ids).logits, expected, atol=3e-5)
+
+
+class Weighted(TensorRows):
+    """Rows that count as much as they have real tokens."""
+
+    def weights(self, batch: Any) -> torch.Tensor:
+        return batch["attention_mask"].sum(1).float()
+
+
+@pytest.mark.parametrize("rows", ["shared", "split"])
+def test_micro_batches_are_one_batch(rows: str) -> None:
+    whole = batch_of(rows=6)
+    parts = [{k: v[a:b] for k, v in whole.items()} for a, b in ((0, 1), (1, 4), (4, 6))]
+
+    def token_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        return row_losses(model, batch) * batch["attention_mask"].sum(1)
+
+    seen = []
+    for batches in ([whole], parts):
+        opt = ZO(tiny_net("llama"), queries=2, rows=rows, lr=1e-3, epsilon=EPSILON)
+        loss = opt.step_batch(token_losses, *batches, rows=Weighted())
+        assert opt.last is not None
+        seen.append([loss, *opt.last.gradients.tolist()])
+    assert seen[0] == pytest.approx(seen[1], rel=1e-3)
+
+
+class Mixed(torch.nn.Module):
+    """A layer whose input has positions first, which cannot be told from rows by its shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.out = torch.nn.Linear(6, 6), torch.nn.Linear(6, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.inside(x.transpose(0, 1)).transpose(0, 1).tanh()).mean((1, 2))
+
+
+def test_what_cannot_be_stacked_is_found_out() -> None:
+    torch.manual_seed(0)
+    model, x = Mixed(), torch.randn(4, 8, 6)
+    opt = ZO(model, queries=1, rows="shared", epsilon=EPSILON, lr=0.0)
+    with torch.no_grad():
+        ends = [loss_at(model, opt, lambda m: m(x), 0, 0, s * EPSILON) for s in (1, -1)]
+    opt.step_batch(lambda m, b: m(b), x)
+    assert opt.mode.startswith("side after side: in one pass losses are off by")
+    assert opt.last is not None and opt.last.gradients[0] == slope(*ends)
+
+
+class Summary(torch.nn.Module):
+    """A layer that sees one place for all rows together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.all = torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.inside(x) * self.all(torch.ones(1, 6))).sum(1)
+
+
+def test_what_does_not_divide_into_rows_is_found_out() -> None:
+    torch.manual_seed(0)
+    model, x = Summary(), torch.randn(4, 6)
+    opt = ZO(model, queries=2, rows="split", epsilon=EPSILON, lr=0.0)
+    with torch.no_grad():
+        ends = [loss_at(model, opt, lambda m: m(x), 0, 1, s * EPSILON)[2:] for s in (1, -1)]
+    opt.step_batch(lambda m, b: m(b), x)
+    assert opt.mode == "side after side: all.weight sees 1 places for 8 rows"
+    assert opt.last is not None and opt.last.gradients[1] == slope(*ends)
+
+
+@pytest.mark.parametrize("make", [lambda v: v.half(), lambda v: v.mean(), lambda v: v.tolist()])
+def test_row_losses_must_be_fp32_rows(make: Callable[[torch.Tensor], Any], batch: Batch) -> None:
+    opt = ZO(tiny_net("llama"))
+    with pytest.raises(ValueError, match=r"must return fp32 losses \[rows\], here \[4\]"):
+        opt.step_batch(lambda m, b: make(row_losses(m, b)), batch)
+
+
+def test_a_closure_in_16_bit_is_refused(batch: Batch) -> None:
+    model = tiny_net("llama")
+    with pytest.raises(ValueError, match="one fp32 loss"):
+        ZO(model).step(lambda: row_losses(model, batch).mean().bfloat16())
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(batch: Batch) -> None:
+    model = tiny_net("llama").eval()
+    opt = ZO(model, lr=1e-3)
+    opt.step_batch(row_losses, batch)
+    before = {k: v.clone() for k, v in opt.learned().items()}
+    with pytest.raises(FloatingPointError, match="Try a smaller lr"):
+        opt.step_batch(lambda m, b: row_losses(m, b) * torch.nan, batch)
+    assert all(torch.equal(v, before[k]) for k, v in opt.learned().items())
+    assert opt.steps == 1
+
+
+def test_a_lower_loss_is_learned(batch: Batch) -> None:
+    model = tiny_net("bert")
+    opt = ZO(model, queries=8, rows="shared", lr=0.05, epsilon=1e-3)
+    first = opt.step_batch(row_losses, batch)
+    for _ in range(60):
+        last = opt.step_batch(row_losses, batch)
+    assert last < 0.6 * first

@@ -1,0 +1,219 @@
+"""`ZO` as an optimizer: torch's interface, what it leaves behind, and what it writes."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from tests.zo.conftest import Batch, batch_of, bits, row_losses, same_bits, tiny_net
+from tunefork.zo import ZO, TrajectoryError, options_of, presets
+
+
+def logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+
+
+def trained(kind: str, batch: Batch, steps: int = 5, **options: Any) -> tuple[torch.nn.Module, ZO]:
+    model = tiny_net(kind)
+    opt = ZO(model, **{"queries": 2, "lr": 0.02, "rank": 2, "max_rank": 8, **options})
+    for _ in range(steps):
+        opt.step_batch(row_losses, batch)
+    return model, opt
+
+
+def test_torchs_schedules_set_the_step(batch: Batch) -> None:
+    opt = ZO(tiny_net("llama"), queries=1, rows="shared", lr=1.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 1.0 / (step + 1))
+    for step in range(3):
+        opt.step_batch(row_losses, batch)
+        schedule.step()
+        assert opt.last is not None
+        assert opt.last.terms[0].coefficient == pytest.approx(-opt.last.gradients[0] / (step + 1), rel=1e-5)
+    opt.step_batch(row_losses, batch, lr=7.0)
+    assert opt.last.terms[0].coefficient == pytest.approx(-7 * opt.last.gradients[0], rel=1e-5)
+
+
+def test_zero_grad_is_harmless_and_no_gradient_appears(batch: Batch) -> None:
+    model, opt = trained("llama", batch)
+    opt.zero_grad()
+    opt.step_batch(row_losses, batch)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_second_group_is_refused() -> None:
+    opt = ZO(tiny_net("llama"))
+    with pytest.raises(ValueError, match=r"Try ZO\(model, also=\[names\]\)"):
+        opt.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))]})
+
+
+def test_a_step_without_closure_says_what_to_do() -> None:
+    with pytest.raises(ValueError, match="Received no closure"):
+        ZO(tiny_net("llama")).step()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_detaching_gives_the_model_back(kind: str, batch: Batch) -> None:
+    model = tiny_net(kind)
+    before, keys, weights = logits(model, batch), list(model.state_dict()), bits(model)
+    with ZO(model, lr=0.05) as opt:
+        for _ in range(4):
+            opt.step_batch(row_losses, batch)
+        assert list(model.state_dict()) == keys
+        assert not torch.equal(logits(model, batch), before)
+    assert torch.equal(logits(model, batch), before)
+    assert same_bits(bits(model), weights)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("options", [{}, {"direction": "rademacher"}, {"momentum": 0.6, "normaliser": "rms"}])
+def test_a_state_dict_goes_on_bit_for_bit(options: dict[str, Any], batch: Batch) -> None:
+    model, opt = trained("llama", batch, **options)
+    state, weights = copy.deepcopy(opt.state_dict()), copy.deepcopy(model.state_dict())
+    for _ in range(3):
+        opt.step_batch(row_losses, batch)
+    again = tiny_net("llama")
+    again.load_state_dict(weights)
+    other = ZO(again, **{"queries": 2, "lr": 9.0, "rank": 2, "max_rank": 8, **options})
+    other.load_state_dict(state)
+    assert other.param_groups[0]["lr"] == 0.02
+    for _ in range(3):
+        other.step_batch(row_losses, batch)
+    assert opt.last is not None and other.last is not None
+    assert (other.last.step, other.last.loss, other.last.terms) == (opt.last.step, opt.last.loss, opt.last.terms)
+    assert torch.equal(logits(model, batch), logits(again, batch))
+
+
+def test_a_state_dict_is_as_small_as_an_adapter(batch: Batch) -> None:
+    _, opt = trained("llama", batch)
+    size = sum(v.numel() * v.element_size() for v in opt.state_dict()["learned"].values())
+    factors = sum(b.numel() for _, b in opt.factors().values()) * 4
+    assert size < 1.1 * factors + 100
+
+
+def test_a_state_of_other_options_is_refused(batch: Batch) -> None:
+    _, opt = trained("llama", batch)
+    with pytest.raises(ValueError, match="`max_rank` 8, here it is 4"):
+        ZO(tiny_net("llama"), queries=2, rank=2, max_rank=4).load_state_dict(opt.state_dict())
+
+
+def test_learned_state_of_other_shapes_changes_nothing(batch: Batch) -> None:
+    _, opt = trained("llama", batch)
+    state = {k: v.clone() for k, v in opt.learned().items()}
+    state["0/factors"] = state["0/factors"][:, :-1]
+    before = {k: v.clone() for k, v in opt.learned().items()}
+    with pytest.raises(ValueError, match="`0/factors`"):
+        opt.load_learned(state)
+    assert all(torch.equal(v, before[k]) for k, v in opt.learned().items())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
+def test_the_adapter_is_read_by_plain_peft(kind: str, batch: Batch, tmp_path: Path) -> None:
+    model, opt = trained(kind, batch)
+    want = logits(model, batch)
+    assert opt.finish(tmp_path / "adapter") == tmp_path / "adapter"
+    assert not torch.allclose(logits(model, batch), want, atol=1e-3)
+    again = PeftModel.from_pretrained(tiny_net(kind), str(tmp_path / "adapter"))
+    assert torch.allclose(logits(again, batch), want, atol=1e-5)
+    assert torch.allclose(logits(again.merge_and_unload(), batch), want, atol=1e-5)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == 8
+    assert all("." not in name for name in config["target_modules"])
+    with pytest.raises(RuntimeError, match=r"after finish\(\)"):
+        opt.step_batch(row_losses, batch)
+
+
+def test_the_adapter_of_a_classifier_brings_its_head(batch: Batch, tmp_path: Path) -> None:
+    model, opt = trained("bert", batch)
+    want = logits(model, batch)
+    opt.finish(tmp_path / "adapter")
+    base = tiny_net("bert")
+    base.classifier.reset_parameters()  # as a fresh head is when the base is loaded
+    again = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    assert torch.allclose(logits(again, batch), want, atol=1e-5)
+
+
+def test_a_run_goes_on_in_its_trajectory(batch: Batch, tmp_path: Path) -> None:
+    batches = [batch_of(seed=s) for s in range(8)]
+
+    def run(path: Path | None, stop: int, model: torch.nn.Module, **options: Any) -> tuple[ZO, list[float]]:
+        opt = ZO(model, queries=2, lr=0.02, momentum=0.5, trajectory=path, **options)
+        return opt, [opt.step_batch(row_losses, b) for b in batches[:stop]]
+
+    whole, losses = run(None, 8, tiny_net("llama"))
+    path = tmp_path / "run.zo"
+    run(path, 5, tiny_net("llama"))[0].detach()
+    calls = []
+    again, repeated = run(path, 5, tiny_net("llama"))
+    assert repeated == losses[:5] and again.last is not None and again.last.forwards == 0
+    again, repeated = run(path, 8, tiny_net("llama"))
+    assert repeated == losses and not calls
+    assert all(torch.equal(v, whole.learned()[k]) for k, v in again.learned().items())
+    shut = ZO(tiny_net("llama"), queries=2, lr=0.02, momentum=0.5, trajectory=path)
+    assert shut.catch_up() == 8 and shut.steps == 8
+    assert all(torch.equal(v, whole.learned()[k]) for k, v in shut.learned().items())
+
+
+def test_a_loaded_state_goes_on_from_its_step(batch: Batch, tmp_path: Path) -> None:
+    path = tmp_path / "run.zo"
+    opt = ZO(tiny_net("llama"), queries=2, lr=0.02, trajectory=path)
+    for step in range(6):
+        opt.step_batch(row_losses, batch)
+        if step == 3:
+            kept = {k: v.clone() for k, v in opt.learned().items()}
+    again = ZO(tiny_net("llama"), queries=2, lr=0.02, trajectory=path)
+    again.load_learned(kept)
+    assert again.catch_up() == 2
+    assert all(torch.equal(v, opt.learned()[k]) for k, v in again.learned().items())
+    ahead = ZO(tiny_net("llama"), queries=2, trajectory=tmp_path / "new.zo")
+    with pytest.raises(ValueError, match=r"Received step 4, and .*new\.zo ends at 0"):
+        ahead.load_learned(kept)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"queries": 3}, {"train": ["*q_proj*"]}, {"other": True}])
+def test_another_runs_trajectory_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "run.zo"
+    ZO(tiny_net("llama"), queries=2, trajectory=path)
+    base = tiny_net("llama", seed=1 if change.pop("other", False) else 0)
+    with pytest.raises(TrajectoryError, match="of another"):
+        ZO(base, **{"queries": 2, "trajectory": path, **change})
+
+
+def test_options_are_checked() -> None:
+    model = tiny_net("llama")
+    for change, words in {
+        "preset": ("defualt", "Did you mean 'default'"),
+        "rows": ("all", "one of shared, split"),
+        "queries": (0, "from 1 to 65535"),
+        "max_rank": (30, "a multiple of `rank`, which is 4"),
+        "epsilon": (0.0, "above 0"),
+        "lr": (-1.0, "from 0"),
+        "momentum": (1.0, r"in \[0, 0.99\]"),
+    }.items():
+        with pytest.raises(ValueError, match=words[1]):
+            ZO(model, **{change: words[0]})
+    with pytest.raises(ValueError, match="Did you mean 'momentum'"):
+        ZO(model, momentun=0.9)
+    with pytest.raises(ValueError, match="none or rms where `queries` is 1"):
+        ZO(model, preset="fzoo", queries=1)
+
+
+def test_presets_are_data() -> None:
+    assert set(presets()) == {"default", "fzoo", "mezo"}
+    mezo = options_of("mezo", {})
+    assert (mezo.direction, mezo.queries, mezo.epsilon, mezo.estimator) == ("gaussian", 1, 1e-3, "two_sided")
+    assert all(p.summary and p.paper for p in presets().values())
+
+
+def test_blocks_are_trained_and_the_output_layer_is_not() -> None:
+    names = {s.name for s in ZO(tiny_net("llama")).sites}
+    assert len(names) == 2 * 7 and all(name.startswith("model.layers.") for name in names)
+    assert {s.name for s in ZO(tiny_net("llama"), preset="mezo").sites} == set(
+        dict(tiny_net("llama").named_parameters())
+    )
