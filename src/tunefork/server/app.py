@@ -1,0 +1,89 @@
+"""The application: routes, errors, and what starts and ends with it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from sqlalchemy import text
+from starlette.exceptions import HTTPException
+
+from tunefork import __version__
+from tunefork.files import clean_leftovers
+from tunefork.server.engine import Engine, NoEngine
+from tunefork.server.gate import Gate
+from tunefork.server.jobs.queue import JobQueue
+from tunefork.server.problems import ApiError, from_http, from_validation
+from tunefork.server.routes import files, jobs, models, permissions, uploads
+from tunefork.server.settings import Settings
+from tunefork.server.state import Server
+from tunefork.server.store import Store
+
+_ROOM = 64 * 2**20  # bytes of free disk under which the server says that it is not ready
+
+
+def create_app(settings: Settings, store: Store, engine: Engine | None = None) -> FastAPI:
+    """The server on an open store. The queue runs from the application's start to its end."""
+    server = Server(settings, store, JobQueue(settings, store), engine or NoEngine())
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        clean_leftovers(settings.blobs_path)
+        server.queue.start()
+        yield
+        await run_in_threadpool(server.queue.close)
+        server.engine.close()
+
+    app = FastAPI(
+        title="Tunefork", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
+    )
+    app.router.redirect_slashes = False
+    app.state.server = server
+    app.add_middleware(Gate, settings=settings, store=store)
+    app.add_exception_handler(ApiError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _unknown)
+    for router in (files.router, uploads.router, jobs.router, permissions.router, models.router):
+        app.include_router(router)
+
+    @app.get("/healthz")
+    def healthz() -> dict[str, Any]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    def readyz() -> Response:
+        """Requests can be served: the database answers, jobs are moved on, and the disk has room."""
+        with store.read() as db:
+            db.execute(text("SELECT 1"))
+        ready = {"queue": server.queue.alive, "disk": shutil.disk_usage(settings.data).free > _ROOM}
+        fine = all(ready.values())
+        return JSONResponse({"status": "ok" if fine else "not ready", **ready}, 200 if fine else 503)
+
+    @app.api_route("/v1/responses{rest:path}", methods=["GET", "POST", "DELETE"])
+    def responses(rest: str) -> Response:
+        message = "The Responses API is not served here. Use client.chat.completions (/v1/chat/completions)."
+        raise ApiError(message, code="unsupported_endpoint")
+
+    return app
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return from_validation(list(error.errors())).response()
+
+
+def _unknown(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return from_http(error.status_code, request.method, request.url.path, error.detail).response()

@@ -1,0 +1,94 @@
+"""Servers on loopback ports, clients for them, and files to train on."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import uvicorn
+
+from tunefork.server import Settings, Store, create_app
+
+ANSWERS = ("blue", "green", "red")
+
+
+def rows(count: int = 10) -> bytes:
+    """Conversations with one short reply each, as the lines of a training file."""
+    lines = []
+    for i in range(count):
+        asked = {"role": "user", "content": f"Which colour has number {i}?"}
+        reply = {"role": "assistant", "content": ANSWERS[i % 3]}
+        lines.append(json.dumps({"messages": [asked, reply]}))
+    return "\n".join(lines).encode()
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[str]:
+    """A server in a thread, on a free port; gives its base URL."""
+    store = Store(settings)
+    server = uvicorn.Server(uvicorn.Config(create_app(settings, store), log_level="warning", access_log=False))
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+        thread.start()
+        wait_for(lambda: server.started, 30)
+        try:
+            yield f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            thread.join()
+            store.close()
+
+
+@contextmanager
+def server_process(folder: Path, **options: Any) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`tunefork.server.serve` in a process of its own, to be killed; gives the process and its base URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = f"from pathlib import Path; from tunefork.server import serve; serve(data=Path({str(folder)!r}), port={port}"
+    process = subprocess.Popen([sys.executable, "-c", code + "".join(f", {k}={v!r}" for k, v in options.items()) + ")"])
+    root = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(lambda: process.poll() is not None or _answers(f"{root}/readyz"), 120)
+        yield process, f"{root}/v1"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def client_of(url: str, key: str = "any") -> openai.OpenAI:
+    return openai.OpenAI(base_url=url, api_key=key, max_retries=0)
+
+
+def settings_in(folder: Path, **values: Any) -> Settings:
+    """No slot by default: files are validated, and nothing is trained."""
+    folder.mkdir(exist_ok=True)
+    return Settings(data=folder, **{"slots": 0, **values})
+
+
+def wait_for(happened: Callable[[], Any], seconds: float = 90) -> Any:
+    """What `happened` returns, once it is true."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if found := happened():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} seconds")
