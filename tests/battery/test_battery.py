@@ -23,7 +23,7 @@ from tunefork.errors import Interrupted, TuneforkError
 from tunefork.evaluate import predict_examples
 from tunefork.evaluate.stored import read_predictions
 from tunefork.evaluate.trained import load_trained
-from tunefork.methods import list_methods
+from tunefork.methods import list_methods, method_info
 from tunefork.recipe import Recipe, make_recipe
 from tunefork.run import RunFolder
 from tunefork.tasks import Prediction, build_examples
@@ -199,6 +199,8 @@ def right(run: Path, predictions: Sequence[Prediction], file: Path) -> int:
 
 def must_work(cell: Cell) -> bool:
     """The cells that a user counts on; the battery may not pass by refusing them."""
+    if cell.adapter not in method_info(cell.method).adapters:
+        return False
     head = cell.task == "classification/head"
     if cell.adapter == "head":
         return head
