@@ -55,6 +55,15 @@ def tiny_net(kind: str, seed: int = 0, dropout: float = 0.0) -> torch.nn.Module:
         return BertForSequenceClassification(config)
 
 
+def nf4_linear(inputs: int, outputs: int, kind: str = "nf4") -> Any:
+    """A quantised layer that stays as it is: with AVX512-BF16 bitsandbytes 0.50 repacks its weights in the first pass
+    (bitsandbytes #2078), whoever makes it; `tunefork.models` guards its models in the same way."""
+    bnb = pytest.importorskip("bitsandbytes")
+    layer = bnb.nn.Linear4bit(inputs, outputs, compute_dtype=torch.float32, quant_type=kind)
+    layer.support_avx512bf16_for_cpu = False
+    return layer
+
+
 def batch_of(rows: int = 4, length: int = 7, seed: int = 0) -> Batch:
     """Random rows with labels; the last has two places of padding."""
     generator = torch.Generator().manual_seed(seed)

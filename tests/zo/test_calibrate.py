@@ -29,7 +29,7 @@ def test_curvature_and_lr_of_a_quadratic(queries: int) -> None:
     found = opt.calibrate(lambda m, b: m(b), torch.zeros(4, 1))
     assert found.curvature == pytest.approx(6 * 20, rel=0.02)  # z^T H z with H = 6 I, |z|^2 = 20
     assert found.share == pytest.approx(1.0, rel=0.02)
-    assert found.lr == pytest.approx(0.5 * queries / 120, rel=0.05)
+    assert found.lr == pytest.approx(0.25 * queries / 120, rel=0.05)
     assert found.epsilon == 0.1  # a parabola's two-sided slope is exact at any distance
     assert opt.param_groups[0]["lr"] == found.lr and opt.param_groups[0]["epsilon"] == found.epsilon
     first = opt.step_batch(lambda m, b: m(b), torch.zeros(4, 1))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.zo.conftest import batch_of, bits, direction, loss_at, row_losses, same_bits, tiny_net
+from tests.zo.conftest import batch_of, bits, direction, loss_at, nf4_linear, row_losses, same_bits, tiny_net
 from tunefork.zo import ZO
 
 EPSILON = 1e-2
@@ -170,10 +170,9 @@ def test_names_that_mean_nothing_get_a_suggestion() -> None:
 
 
 def quantised(kind: str = "nf4") -> nn.Module:
-    bnb = pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 8))
-    layer = bnb.nn.Linear4bit(64, 64, compute_dtype=torch.float32, quant_type=kind)
+    layer = nf4_linear(64, 64, kind)
     layer.load_state_dict(model[0].state_dict())
     model[0] = layer.to("cpu")
     return model

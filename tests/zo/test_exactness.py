@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.zo.conftest import Batch, batch_of, bits, row_losses, same_bits, tiny_net
+from tests.zo.conftest import Batch, batch_of, bits, nf4_linear, row_losses, same_bits, tiny_net
 from tunefork.zo import ZO, Reader
 
 
@@ -43,11 +43,8 @@ def probes(model: torch.nn.Module, batch: Batch, options: dict[str, Any], steps:
 
 @pytest.mark.parametrize("steps", [25, pytest.param(1000, marks=pytest.mark.slow)])
 def test_probes_leave_nf4_as_it_is(steps: int) -> None:
-    bnb = pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)
-    model = torch.nn.Sequential(
-        bnb.nn.Linear4bit(64, 64, compute_dtype=torch.float32, quant_type="nf4"), torch.nn.Tanh()
-    )
+    model = torch.nn.Sequential(nf4_linear(64, 64), torch.nn.Tanh())
     model, x = model.to("cpu"), torch.randn(4, 64)
     before = bits(model)
     with torch.no_grad():
@@ -167,14 +164,18 @@ def test_a_full_disk_stops_before_the_update(batch: Batch, tmp_path: Path, monke
     assert opt.steps == 1 and all(torch.equal(v, before[k]) for k, v in opt.learned().items())
 
 
-def killed_run(path: Path, seconds: float) -> None:
-    """Trains in a process of its own until SIGKILL."""
+def killed_run(path: Path, seconds: float, moved: bool) -> None:
+    """Trains in a process of its own until SIGKILL, `seconds` after its start or (`moved`) after its first record."""
+    size = path.stat().st_size if path.exists() else 0
     child = os.fork()
     if not child:
         try:
             run_to(path, 1 << 30)
         finally:
             os._exit(1)
+    give_up = time.monotonic() + 20
+    while moved and not (path.exists() and path.stat().st_size > size) and time.monotonic() < give_up:
+        time.sleep(0.001)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -196,8 +197,8 @@ def run_to(path: Path | None, steps: int) -> dict[str, torch.Tensor]:
 def survives_kills(folder: Path, kills: int) -> None:
     path = folder / "run.zo"
     instants = torch.rand(kills, generator=torch.Generator().manual_seed(0)) * 0.06
-    for seconds in instants.tolist():
-        killed_run(path, seconds)
+    for i, seconds in enumerate(instants.tolist()):
+        killed_run(path, seconds, moved=i % 2 == 1)
     steps = Reader(path).steps if path.exists() else 0
     whole = run_to(None, steps + 2)
     assert steps > kills // 4
