@@ -52,6 +52,9 @@ READ_AT = (0.1, 0.25, 0.5, 1.0)
 BUDGETS = {"default": (0.1, 1 / 3, 1.0)}  # shares of the budget that are runs of their own
 BATCH = 16
 SCHEDULE: dict[str, Any] = {"schedule": TrainSection().schedule, "warmup": TrainSection().warmup}
+WORDS = {"DESC": "meaning", "ENTY": "thing", "ABBR": "letters", "HUM": "person", "LOC": "place", "NUM": "count"}
+"""TREC's classes as words of one token each in the embedded model, so that a row is one sequence."""
+
 GRIDS = {  # half decades
     "mezo": [10.0 ** (k / 2) for k in range(-14, -7)],
     "default": [10.0 ** (k / 2) for k in range(-3, 4)],  # times the calibrated one
@@ -170,6 +173,7 @@ def prompted(data: Path, folder: Path) -> Bed:
         "dev": str(data / "trec" / "test.jsonl"),
         "test_fraction": 0,
         "max_leaked": 1.0,
+        "labels": WORDS,
     }
     recipe = {"model": str(tuned.path / "model"), "task": "trec", "adapter": "none", "train": {"method": "zo"}}
     job = prepare(make_recipe(recipe | {"data": files, "evaluate": {"baselines": []}}))
