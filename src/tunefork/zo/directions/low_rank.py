@@ -13,6 +13,7 @@ is not larger than r learns a full change instead: A is the identity, and u one 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -145,7 +146,7 @@ class LowRank:
     def _hook(self, matrix: Matrix) -> Any:
         factor, noise, basis, rank = matrix.factor, matrix.noise, matrix.basis, matrix.rank
         rows, columns, name = matrix.rows, matrix.columns, matrix.site.name
-        learned, probed = factor[:-rank], factor[-rank:]
+        learned = factor[:-rank]
         size, root = len(learned), rank**-0.5 if basis is not None else 1.0
         kind = self.device.type
 
@@ -165,8 +166,7 @@ class LowRank:
                 return change(x, output, passing)
 
         def change(x: torch.Tensor, output: torch.Tensor, passing: Pass | None) -> torch.Tensor:
-            # on the CPU 16-bit products are slow; elsewhere the model's own dtype is the fast one
-            dtype = torch.float32 if kind == "cpu" else output.dtype
+            dtype = product_dtype(kind, output.dtype)
             flat = x.reshape(-1, columns)
             if flat.dtype != dtype:
                 flat = flat.to(dtype)
@@ -178,7 +178,7 @@ class LowRank:
                 first = self.base(passing.step, passing.groups[0].query) * rank if sides is not None else 0
                 h = torch.cat([h, h[:, first : first + rank] * (passing.scale * root)], 1)
                 return (output + (h @ factor.to(dtype)).view(output.shape)).to(output.dtype)
-            places = len(flat)
+            places, right = len(flat), factor.to(dtype)
             h = flat.new_empty((places, size + rank))
             if sides is None:
                 h[:, :size].copy_(flat)
@@ -189,16 +189,16 @@ class LowRank:
                 first = self.base(passing.step, groups[0].query) * rank if sides is not None else 0
                 scale = passing.scaled(places, root, h, name)
                 torch.mul(h[:, first : first + rank], scale, out=h[:, size:])
-                return add(output, h, factor)
+                return add(output, h, right)
             scale, times = passing.scaled(places, root, h, name), places // passing.entries
             output = output.contiguous()
             lines = output.view(-1, rows)
             for query, start, stop in groups:
                 part = slice(start * times, stop * times)
-                probed.copy_(noise[query])
+                right[-rank:].copy_(noise[query])
                 first = self.base(passing.step, query) * rank if sides is not None else 0
                 torch.mul(h[part, first : first + rank], scale[part], out=h[part, size:])
-                add(lines[part], h[part], factor)
+                add(lines[part], h[part], right)
             return output
 
         return add_change
@@ -236,10 +236,21 @@ class LowRank:
             yield site, site.parameter.detach().float() + (matrix.change.T if conv else matrix.change)
 
 
+@cache
+def product_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
+    """What the change of an output of `dtype` is computed in: fp32 on a CPU without 16-bit products, else the same.
+
+    In bf16 it costs a third to a sixth of fp32 where the layer's own product is in bf16 too. The factors' columns stay
+    apart from the probe's, so that rounding moves where the slope is taken by 2^-9 of what was learned, as it does the
+    weights, and not the direction.
+    """
+    native = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.float32 if device == "cpu" and not native else dtype
+
+
 def add(output: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """output + left @ right in place, the product in left's dtype."""
-    if left.dtype != right.dtype:
-        right = right.to(left.dtype)
+    right = right.to(left.dtype)
     if output.dtype == left.dtype and output.is_contiguous():
         output.view(-1, output.shape[-1]).addmm_(left, right)
         return output
