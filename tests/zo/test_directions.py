@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from tests.zo.conftest import batch_of, bits, direction, loss_at, nf4_linear, row_losses, same_bits, tiny_net
 from tunefork.zo import ZO
@@ -52,6 +53,17 @@ class Attention(nn.Module):
         return self.inner(x, x, x, need_weights=False)[0]
 
 
+class Layer(nn.Module):
+    """torch's encoder layer, whose own code reads the weights of its children in a fast path."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.TransformerEncoderLayer(6, 2, 12, dropout=0.0, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
 class Convolution(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +101,7 @@ def squares(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
-@pytest.mark.parametrize("make", [Experts, Tied, Attention, Convolution, Recurrent, Handing])
+@pytest.mark.parametrize("make", [Experts, Tied, Attention, Layer, Convolution, Recurrent, Handing])
 def test_dense_directions_reach_every_kind_of_parameter(make: Callable[[], nn.Module], kind: str) -> None:
     torch.manual_seed(0)
     model, x = make(), torch.randn(3, 5, 6)
@@ -114,6 +126,79 @@ def test_dense_directions_move_whole_transformers(kind: str) -> None:
     opt.step_batch(row_losses, batch)
     assert opt.last is not None
     assert opt.last.gradients[0] == pytest.approx(float(ends[0] - ends[1]) / (2 * EPSILON), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("make", [Attention, Layer])
+def test_low_rank_directions_refuse_an_out_projection_that_its_parent_reads(make: Callable[[], nn.Module]) -> None:
+    opt = ZO(make().eval(), train=["*out_proj.weight"])
+    with pytest.raises(ValueError, match=r"Received .*out_proj\.weight, which other code reads too"):
+        opt.step_batch(squares, torch.randn(3, 5, 6))
+
+
+class Asking(nn.Linear):
+    """A layer that notes whether the weight it is run with asks for gradients, as `matmul` does to choose its way."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 6)
+        self.seen: list[bool] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(self.weight.requires_grad)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_perturbed_weight_is_as_its_own_was(asks: bool) -> None:
+    """Where it asked for none, an output layer over 32,000 words in bf16 copied its weight once a row."""
+    model = Asking().requires_grad_(asks)
+    ZO(model, direction="rademacher", train=["weight"], lr=0.1).step_batch(squares, torch.randn(3, 5, 6))
+    assert set(model.seen) == {asks} and len(model.seen) >= 3
+
+
+class Shared(nn.Module):
+    """Two layers with one weight, of which the second runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.second(self.first(x).tanh()).tanh())
+
+
+@pytest.mark.parametrize("stack", [None, 1])
+def test_low_rank_directions_move_a_shared_weight_at_every_use(stack: int | None) -> None:
+    torch.manual_seed(0)
+    model, x = Shared(), torch.randn(3, 5, 6)
+    options = {"queries": 1, "rows": "shared", "train": ["first.weight"], "rank": 2, "max_rank": 4}
+    opt = ZO(model, epsilon=EPSILON, lr=0.5, stack=stack, **options)
+    with torch.no_grad():
+        plus, minus = (loss_at(model, opt, lambda m: squares(m, x), 0, 0, s * EPSILON) for s in (1, -1))
+    opt.step_batch(squares, x)
+    assert opt.last is not None
+    assert opt.last.gradients[0] == pytest.approx(float((plus - minus).mean()) / (2 * EPSILON), rel=1e-3, abs=1e-5)
+    with torch.no_grad():
+        shown = model(x)
+        opt.finish()
+        assert torch.allclose(model(x), shown, atol=1e-6)
+    assert model.second.weight is model.first.weight
+
+
+@pytest.mark.parametrize(("direction", "stack"), [("gaussian", None), ("low_rank", None), ("low_rank", 1)])
+def test_a_mixture_of_experts_as_transformers_has_it(direction: str, stack: int | None) -> None:
+    """3-D expert weights, and a router: dense directions move them, low-rank ones the matrices around them."""
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(MixtralConfig(vocab_size=60, num_local_experts=3, num_key_value_heads=1, **shape)).eval()
+    batch, train = batch_of(), "blocks" if direction == "low_rank" else "trainable"
+    opt = ZO(model, direction=direction, queries=1, rows="shared", train=train, epsilon=EPSILON, lr=0.0, stack=stack)
+    assert any(s.parameter.ndim == 3 for s in opt.sites) == (direction != "low_rank")
+    with torch.no_grad():
+        ends = [loss_at(model, opt, lambda m: row_losses(m, batch), 0, 0, s * EPSILON).mean() for s in (1, -1)]
+    opt.step_batch(row_losses, batch)
+    assert opt.last is not None
+    assert opt.last.gradients[0] == pytest.approx(float(ends[0] - ends[1]) / (2 * EPSILON), rel=2e-3, abs=2e-4)
 
 
 def test_low_rank_and_dense_parts_go_together() -> None:
@@ -216,6 +301,20 @@ def test_16_bit_models_keep_small_updates(dtype: torch.dtype, kind: str) -> None
     got = opt.values()["weight"] - start
     assert float((got - want).norm() / want.norm()) < 0.02
     assert torch.equal(model.weight.float(), start) or kind != "low_rank"
+
+
+@pytest.mark.parametrize("stack", [None, 1])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_probe_in_16_bit_is_not_lost_beside_a_large_change(dtype: torch.dtype, stack: int | None) -> None:
+    """Factors of 1 and probes of 1e-3: a sum of both in bf16 would be the factors alone."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(64, 64, bias=False).to(dtype), torch.randn(256, 64).to(dtype)
+    opt = ZO(model, queries=1, rows="shared", train=["weight"], lr=0.0, epsilon=1e-3, stack=stack)
+    opt.load_learned({k: torch.ones_like(v) if "factors" in k else v for k, v in opt.learned().items()})
+    moved = x.float() @ direction(model, "weight", opt, 0, 0).T
+    opt.step_batch(lambda m, b: (m(b).float() * moved.repeat(len(b) // 256, 1)).sum(1), x)
+    assert opt.last is not None
+    assert opt.last.gradients[0] == pytest.approx(float(moved.square().sum(1).mean()), rel=0.1)
 
 
 @settings(max_examples=25, deadline=None)

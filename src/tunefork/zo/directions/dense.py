@@ -111,8 +111,8 @@ class Dense:
     def show(self, passing: Pass | None) -> None:
         while self.frames:  # a pass that was broken off has left weights in place
             self._take_out()
-        self.free += self.kept
-        self.kept = []
+        while self.kept:
+            self.free.append(self.kept.pop())  # a signal in between loses a buffer; one held twice would be shared
         self.passing = passing
 
     def _placer(self, parameters: Sequence[tuple[Parameter, list[Place]]]) -> Any:
@@ -129,7 +129,8 @@ class Dense:
                 scratch = buffer[: weight.numel()].view(weight.shape)
                 stream = Stream(parameter.key, passing.step, passing.groups[0].query)
                 perturbed(weight, stream, passing.scale, kind=self.kind, out=scratch, remainder=parameter.remainder)
-                swapped = torch.nn.Parameter(scratch, requires_grad=False)
+                # a linear layer over some places copies a weight that asks for no gradient once a row
+                swapped = torch.nn.Parameter(scratch, requires_grad=weight.requires_grad)
                 for spot in places:
                     self.frames[-1].append(_Swap(spot, getattr(spot.module, spot.attribute), buffer))
                     setattr(spot.module, spot.attribute, swapped)
