@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 import torch
 
+import tunefork.zo
 from tests.zo.conftest import Batch, batch_of, bits, nf4_linear, row_losses, same_bits, tiny_net
 from tunefork.zo import ZO, Reader
 
@@ -135,6 +139,109 @@ def test_ctrl_c_at_any_time(options: dict[str, Any], tmp_path: Path) -> None:
         assert torch.equal(model.eval()(ids).logits, again.model.eval()(ids).logits)
 
 
+class Interrupted:
+    """Ctrl-C at the n-th operation of the engine's own code that runs inside the block; `count` is of all of them."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.count = at, 0
+
+    def operation(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if ENGINE not in frame.f_code.co_filename:
+            return None
+        frame.f_trace_opcodes = True
+        self.count += 1
+        if self.count == self.at:
+            signal.raise_signal(signal.SIGINT)
+        return self.operation
+
+    def __enter__(self) -> Interrupted:
+        sys.settrace(self.operation)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+
+ENGINE = str(Path(tunefork.zo.__file__).parent)
+
+
+class Handing(torch.nn.Module):
+    """Two layers, and a child that hands its weight itself to its parent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.giver, self.first, self.second = torch.nn.Module(), torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)
+        self.giver.table = torch.nn.Parameter(torch.randn(6))
+        self.giver.forward = lambda: self.giver.table.view(1, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        table = self.giver()
+        return self.second(self.first(x).tanh()) * table
+
+
+def interrupted_everywhere(direction: str, stack: int | None, closure: bool, path: Path, places: int) -> None:
+    """Ctrl-C at many operations of a first and of a later step; each time the run is whole and goes on to its bits."""
+
+    def begin(log: Path | None) -> tuple[Handing, ZO, Callable[[], float]]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model, x = Handing().train(), torch.randn(4, 6)
+        options = {"rank": 2, "max_rank": 4, "train": "trainable" if direction != "low_rank" else ["first", "second"]}
+        opt = ZO(model, direction=direction, queries=2, lr=0.1, stack=stack, trajectory=log, **options)
+
+        def step() -> float:
+            if closure:
+                return opt.step(lambda: model(x).square().mean())
+            return opt.step_batch(lambda m, b: m(b).square().mean(1), x)
+
+        return model, opt, step
+
+    model, opt, step = begin(None)
+    hooks, states = [], [{k: v.clone() for k, v in opt.learned().items()}]
+    for _ in range(4):
+        step()
+        hooks.append(sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()))
+        states.append({k: v.clone() for k, v in opt.learned().items()})
+    for before in (0, 1):
+        _, _, step = begin(None)
+        for _ in range(before):
+            step()
+        with Interrupted(0) as watch:
+            step()
+        chance = random.Random(before)
+        for at in sorted(chance.sample(range(1, watch.count + 1), min(places, watch.count))):
+            path.unlink(missing_ok=True)
+            model, opt, step = begin(path)
+            for _ in range(before):
+                step()
+            with pytest.raises(KeyboardInterrupt), Interrupted(at):
+                step()
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and torch.is_grad_enabled()
+            assert opt.steps == Reader(path).steps and opt.steps - before in (0, 1), at
+            assert all(torch.equal(v, states[opt.steps][k]) for k, v in opt.learned().items()), at
+            assert all(m.training for m in model.modules()), at
+            while opt.steps < 4:
+                step()
+            assert all(torch.equal(v, states[4][k]) for k, v in opt.learned().items()), at
+            assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) == hooks[3], at
+            opt.detach()
+            assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+EVERY_WAY = [("low_rank", 1, False), ("low_rank", None, False), ("low_rank", None, True), ("rademacher", None, False)]
+
+
+@pytest.mark.parametrize(("direction", "stack", "closure"), EVERY_WAY)
+def test_ctrl_c_at_any_operation(direction: str, stack: int | None, closure: bool, tmp_path: Path) -> None:
+    interrupted_everywhere(direction, stack, closure, tmp_path / "run.zo", 25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("direction", "stack", "closure"), EVERY_WAY)
+def test_ctrl_c_at_a_thousand_operations(direction: str, stack: int | None, closure: bool, tmp_path: Path) -> None:
+    interrupted_everywhere(direction, stack, closure, tmp_path / "run.zo", 1000)
+
+
 def test_signals_have_their_own_handlers_again(batch: Batch) -> None:
     before = signal.getsignal(signal.SIGINT)
     ZO(tiny_net("llama"), lr=1e-3).step_batch(row_losses, batch)
@@ -181,15 +288,15 @@ def killed_run(path: Path, seconds: float, moved: bool) -> None:
     os.waitpid(child, 0)
 
 
-def run_to(path: Path | None, steps: int) -> dict[str, torch.Tensor]:
+def run_to(path: Path | None, steps: int, **options: Any) -> dict[str, torch.Tensor]:
     """What a small run has learned after so many steps, going on where `path` ends."""
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(12, 12), torch.nn.Tanh(), torch.nn.Linear(12, 2))
-    x = torch.randn(8, 12)
-    opt = ZO(model, queries=2, lr=1e-2, momentum=0.3, normaliser="rms", trajectory=path)
+    model = torch.nn.Sequential(torch.nn.Linear(12, 12), torch.nn.Tanh(), torch.nn.Linear(12, 2)).bfloat16()
+    x = torch.randn(8, 12).bfloat16()
+    opt = ZO(model, queries=2, lr=1e-2, momentum=0.3, normaliser="rms", trajectory=path, **options)
     opt.catch_up()
     while opt.steps < steps:
-        opt.step_batch(lambda m, b: m(b).square().sum(1), x)
+        opt.step_batch(lambda m, b: m(b).float().square().sum(1), x)
     opt.detach()
     return opt.learned()
 
@@ -214,28 +321,34 @@ def test_a_hundred_kills_lose_nothing(tmp_path: Path) -> None:
     survives_kills(tmp_path, 100)
 
 
-def test_a_trajectory_cut_at_any_byte_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    whole, path = run_to(tmp_path / "whole.zo", 8), tmp_path / "cut.zo"
+@pytest.mark.parametrize("direction", ["low_rank", pytest.param("gaussian", marks=pytest.mark.slow)])
+def test_a_trajectory_cut_at_any_byte_goes_on_to_the_same_bits(direction: str, tmp_path: Path) -> None:
+    whole, path = run_to(tmp_path / "whole.zo", 8, direction=direction), tmp_path / "cut.zo"
     data = (tmp_path / "whole.zo").read_bytes()
     header = Reader(tmp_path / "whole.zo").header
     for cut in range(header.size(6) + header.size(7) + 1):
         path.write_bytes(data[: len(data) - cut])
-        assert all(torch.equal(v, whole[k]) for k, v in run_to(path, 8).items())
+        assert all(torch.equal(v, whole[k]) for k, v in run_to(path, 8, direction=direction).items())
         assert path.read_bytes() == data
 
 
 def cosine_of_bf16(steps: int, lr: float, options: dict[str, Any]) -> float:
-    """Cosine of the change of logits in a bf16 model to that of the same coefficients on an fp32 copy."""
+    """Cosine of the change of logits in a bf16 model to that of the same coefficients on an fp32 copy.
+
+    The learning rate must be one that a person would use: it lowers the loss.
+    """
     batch, held_out = batch_of(rows=8), batch_of(rows=16, seed=5)
     coarse, fine = tiny_net("llama").to(torch.bfloat16).eval(), tiny_net("llama").to(torch.bfloat16).float().eval()
     with torch.no_grad():
         base = [m(held_out["input_ids"]).logits.float() for m in (coarse, fine)]
         opt = ZO(coarse, queries=1, rows="shared", lr=lr, epsilon=1e-2, **options)
         other = ZO(fine, queries=1, rows="shared", lr=lr, epsilon=1e-2, **options)
+        losses = []
         for _ in range(steps):
-            opt.step_batch(row_losses, batch)
+            losses.append(opt.step_batch(row_losses, batch))
             assert opt.last is not None
             other.engine.catch_up([(opt.last.gradients, opt.last.terms)])
+        assert sum(losses[-10:]) < sum(losses[:10])
         moved = [m(held_out["input_ids"]).logits.float() - b for m, b in zip((coarse, fine), base, strict=True)]
     return float(torch.nn.functional.cosine_similarity(moved[0].flatten(), moved[1].flatten(), dim=0))
 

@@ -84,12 +84,13 @@ class Engine:
     ) -> Measured:
         """The losses on two sides; the model is as learned before and after, and in its own mode."""
         try:
-            with signals.allowed, torch.no_grad():
+            with torch.no_grad():
                 self._rest_dropout()
-                self._bind(probe)
+                self._bind(probe, signals)
                 for part in self.parts:
                     part.draw(step, self.queries)
-                return probe.measure(signs, Show(self.parts, step, self.queries, epsilon, self.split))
+                with signals.allowed:
+                    return probe.measure(signs, Show(self.parts, step, self.queries, epsilon, self.split))
         finally:
             for part in self.parts:
                 part.show(None)
@@ -125,14 +126,19 @@ class Engine:
                 self.in_training.append(module)
                 module.training = False
 
-    def _bind(self, probe: Probe) -> None:
+    def _bind(self, probe: Probe, signals: Uninterrupted) -> None:
         """Before the first pass: sees where the parameters are used, and attaches the directions there."""
         self.attach()
         if self.bound:
             return
         random = Randomness()
+
+        def look() -> None:
+            with signals.allowed:
+                probe.plain()
+
         try:
-            uses = trace(self.model, probe.plain)
+            uses = trace(self.model, look)
             for part in self.parts:
                 part.bind(uses)
             self.bound = True

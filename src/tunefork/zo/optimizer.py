@@ -12,7 +12,7 @@ import torch
 from tunefork.zo.calibrate import Calibration, calibrate
 from tunefork.zo.directions import LowRank, build
 from tunefork.zo.directions.lora_file import Factors, lora_factors, write_adapter
-from tunefork.zo.engine import Engine, Step
+from tunefork.zo.engine import Engine, Step, Uninterrupted
 from tunefork.zo.estimators import ESTIMATORS
 from tunefork.zo.options import options_of
 from tunefork.zo.probes import BatchProbe, ClosureProbe, LossFn, Probe, Rows, Stacking, TensorRows
@@ -213,10 +213,11 @@ class ZO(torch.optim.Optimizer):
                 f"{self.trajectory.path} ends at {self.trajectory.steps}. Try an earlier state."
             )
         self._records = None
-        for i, part in enumerate(self.parts):
-            part.load_state({k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"{i}/")})
-        self.engine.steps = int(state["steps"])
-        self.engine.updates.load_state(self.engine.steps, state)
+        with Uninterrupted():
+            for i, part in enumerate(self.parts):
+                part.load_state({k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"{i}/")})
+            self.engine.steps = int(state["steps"])
+            self.engine.updates.load_state(self.engine.steps, state)
 
     def _state(self, *, weights: bool) -> dict[str, torch.Tensor]:
         held = {f"{i}/{k}": v for i, part in enumerate(self.parts) for k, v in part.state(weights=weights).items()}
@@ -265,11 +266,12 @@ class ZO(torch.optim.Optimizer):
             for part in self.parts:  # first whether all can hold it, then one by one
                 for _ in part.values():
                     pass
-            for part in self.parts:
+        with Uninterrupted():  # half a change in the weights and all of it beside them would be no model
+            for part in self.parts if folder is None else ():
                 for site, value in part.values():
                     site.parameter.data.copy_(value)
-        self.finished = True
-        self.detach()
+            self.finished = True
+            self.detach()
         return path
 
     @property
