@@ -20,15 +20,17 @@ from tunefork.workflows import finetune
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def recipe(model: Path, folder: Path, out: str) -> dict[str, Any]:
+def recipe(model: Path, folder: Path, out: str, method: str) -> dict[str, Any]:
     file = folder / "rows.jsonl"
     if not file.exists():
         rows = [{"text": f"great box {i}" if i % 2 else f"terrible film {i}", "label": i % 2} for i in range(60)]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lora = {"name": "lora", "rank": 4, "dropout": 0.1}
     return {
         "model": {"name": str(model), "device": "cpu"},
         "task": "classification",
-        "adapter": {"name": "lora", "rank": 4, "dropout": 0.1},
+        "method": method,
+        "adapter": lora if method == "backprop" else {"name": "none"},
         "data": {"train": str(file), "max_leaked": 1.0},
         "train": {"max_steps": 24, "learning_rate": 1e-3, "save_every": 3, "evaluate_every": 4, "batch_size": 4},
         "evaluate": {"baselines": []},
@@ -37,13 +39,13 @@ def recipe(model: Path, folder: Path, out: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
-def test_killed_at_random_instants(kills: int, tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    whole = finetune(make_recipe(recipe(tiny("llama"), tmp_path, "whole")))
+@pytest.mark.parametrize("method", ["backprop", "zo"])
+def test_killed_at_random_instants(method: str, kills: int, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    whole = finetune(make_recipe(recipe(tiny("llama"), tmp_path, "whole", method)))
+    killed = recipe(tiny("llama"), tmp_path, "killed", method)
     done = subprocess.run(
         [sys.executable, "-m", "tests.recovery.training_driver"],
-        input=json.dumps(
-            {"recipe": recipe(tiny("llama"), tmp_path, "killed"), "kills": kills, "seed": kills, "longest": 0.9}
-        ),
+        input=json.dumps({"recipe": killed, "kills": kills, "seed": kills, "longest": 0.9}),
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         text=True,
