@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         finetune_seeds,
         plan_run,
         predict,
+        replay,
         show_data,
     )
 
@@ -55,6 +56,7 @@ __all__ = [
     "load_recipe",
     "plan_run",
     "predict",
+    "replay",
     "show_data",
     "write_report",
 ]

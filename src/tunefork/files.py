@@ -200,7 +200,7 @@ def folder_damage(path: Path) -> str | None:
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a folder: from one instant to the next it is not under its name any more, then it is deleted."""
+    """Removes a folder or file: from one instant to the next it is not under its name any more, then it is deleted."""
     trash = path.parent / f"{_TRASH}{path.name}"
     with explained(path):
         _delete(trash)

@@ -18,6 +18,7 @@ from tunefork.files import (
     clean_leftovers,
     explained,
     make_folder,
+    remove_folder,
     repair_lines,
     sync_file,
     write_atomic,
@@ -34,6 +35,7 @@ class RunFolder:
     recipe.yaml      the resolved recipe; with log.jsonl it marks a folder as a run
     log.jsonl        one line an event: {"step": 3, "kind": "step", "loss": 0.7, ...}
     checkpoints/     step-00000120/ and so on (train.checkpoint)
+    trajectory       every step of the method zo (zo.trajectory)
     model/           the artefact, once training is done
     result.json      the figures; its presence says that the run is finished
     report.html, predictions/, error.log
@@ -68,6 +70,8 @@ class RunFolder:
             run._refuse_to_overwrite()  # again: another process may have been at work until now
             run._clean()
             make_folder(run.checkpoints_path)
+            if run.trajectory_path.exists():
+                remove_folder(run.trajectory_path)
             write_atomic(run.log_path, b"")
             write_atomic(run.recipe_path, recipe)  # last: from here on it is a run
         except BaseException:

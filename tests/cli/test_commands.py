@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,32 @@ def test_export_and_what_is_exported_can_be_used(place: Place, tunefork: Command
     assert said == [4, 4, 4]
     written = {name: (place.folder / f"{name}.csv").read_text() for name in ("out", "export-adapter")}
     assert written["out"] == written["export-adapter"]
+
+
+def test_replay_of_a_run_begun_over_and_of_its_export(place: Place, tunefork: Command) -> None:
+    """A run that ended before its first checkpoint is begun over with another recipe, and leaves no step behind."""
+    place.patch.chdir(place.folder)
+    arguments = place.train("--method", "zo", "--adapter", "none", "--set", "zo.epsilon=1e-3")
+    document(tunefork(*arguments, "--learning-rate", 0.01))
+    for name in ("result.json", "checkpoints", "model"):
+        left = place.folder / "out" / name
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    document(tunefork(*arguments, "--learning-rate", 0.02))
+    shipped = document(tunefork("export", "out", "--to", "trajectory", "--json"))
+    assert shipped == {"path": "out/export-trajectory", "proof": {"step": 2, "tensors": 28, "bitwise": True}}
+    base, rows = place.tiny("llama"), place.put("new.csv", reviews(4))
+    for source, out in (("out", "a"), ("out/export-trajectory", "b")):
+        found = document(tunefork("replay", base, source, "-o", out, "--json"))
+        assert (found["path"], found["step"], found["steps"]) == (out, 2, 2)
+        kept, again = ((Path(f) / "adapter_model.safetensors").read_bytes() for f in ("out/model", out))
+        assert kept == again
+        assert document(tunefork("predict", out, rows, "--out", f"{out}.csv", "--json"))["predicted"] == 4
+    said = tunefork("replay", base, "out", "-o", "first", "--step", 1)
+    assert said.code == 0
+    assert "step 1 of 2 rebuilt" in said.out
+    said = tunefork("replay", base, "out", "-o", "beyond", "--step", 3)
+    assert said.code == 2
+    assert "must be from 0 to 2" in said.sentence
 
 
 def test_report(place: Place, tunefork: Command) -> None:

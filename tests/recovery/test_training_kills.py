@@ -14,38 +14,45 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tunefork.export import export
 from tunefork.recipe import make_recipe
-from tunefork.workflows import finetune
+from tunefork.workflows import finetune, replay
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def recipe(model: Path, folder: Path, out: str, method: str) -> dict[str, Any]:
+METHODS: dict[str, dict[str, Any]] = {
+    "backprop": {"adapter": {"name": "lora", "rank": 4, "dropout": 0.1}},
+    "zo": {"adapter": "none", "zo": {"epsilon": 1e-3}, "task": {"name": "classification", "form": "head"}},
+}
+
+
+def recipe(model: Path, folder: Path, out: str, method: str = "backprop") -> dict[str, Any]:
     file = folder / "rows.jsonl"
     if not file.exists():
         rows = [{"text": f"great box {i}" if i % 2 else f"terrible film {i}", "label": i % 2} for i in range(60)]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    lora = {"name": "lora", "rank": 4, "dropout": 0.1}
     return {
         "model": {"name": str(model), "device": "cpu"},
         "task": "classification",
-        "method": method,
-        "adapter": lora if method == "backprop" else {"name": "none"},
         "data": {"train": str(file), "max_leaked": 1.0},
-        "train": {"max_steps": 24, "learning_rate": 1e-3, "save_every": 3, "evaluate_every": 4, "batch_size": 4},
+        "train": {"max_steps": 24, "learning_rate": 1e-3, "save_every": 3, "evaluate_every": 4, "batch_size": 4}
+        | {"method": method},
         "evaluate": {"baselines": []},
         "out": str(folder / out),
+        **METHODS[method],
     }
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("method", ["backprop", "zo"])
+@pytest.mark.parametrize("method", METHODS)
 def test_killed_at_random_instants(method: str, kills: int, tiny: Callable[[str], Path], tmp_path: Path) -> None:
     whole = finetune(make_recipe(recipe(tiny("llama"), tmp_path, "whole", method)))
-    killed = recipe(tiny("llama"), tmp_path, "killed", method)
     done = subprocess.run(
         [sys.executable, "-m", "tests.recovery.training_driver"],
-        input=json.dumps({"recipe": killed, "kills": kills, "seed": kills, "longest": 0.9}),
+        input=json.dumps(
+            {"recipe": recipe(tiny("llama"), tmp_path, "killed", method), "kills": kills, "seed": kills, "longest": 0.9}
+        ),
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         text=True,
@@ -66,3 +73,8 @@ def test_killed_at_random_instants(method: str, kills: int, tiny: Callable[[str]
         ]
         figures = [[(e["step"], e["loss"] if name == "step" else e["value"]) for e in log] for log in logs]
         assert figures[0] == figures[1], "every step and look is in the log once, with the same figure"
+    if method == "zo":
+        assert (tmp_path / "killed" / "trajectory").read_bytes() == (whole.path / "trajectory").read_bytes()
+        again = replay(tiny("llama"), export(tmp_path / "killed", to="trajectory").path, tmp_path / "again")
+        theirs = load_file(again.path / "adapter_model.safetensors")
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -19,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load
 
 from tunefork.zo.directions.base import Term
 from tunefork.zo.kernels import Signs, accumulate_many_
@@ -26,7 +27,6 @@ from tunefork.zo.noise import NOISE_VERSION, make_terms
 from tunefork.zo.trajectory import (
     Header,
     Reader,
-    Snapshots,
     Trajectory,
     TrajectoryError,
     digest,
@@ -71,6 +71,8 @@ def test_the_file_is_what_the_format_says(tmp_path: Path) -> None:
     assert json.loads(data[16 : 16 + length]) == {
         "queries": 2,
         "window": 3,
+        "start": 0,
+        "about": {},
         "noise": NOISE_VERSION,
         "run": {"base": "b1", "seed": 7},
         "environment": {"threads": 2, "torch": "2.8"},
@@ -86,6 +88,36 @@ def test_the_file_is_what_the_format_says(tmp_path: Path) -> None:
         assert data[at : at + len(body) + 4] == body + struct.pack("<I", crc), step
         at += len(body) + 4
     assert at == len(data)
+
+
+def test_weights_it_begins_with_lie_between_header_and_records(tmp_path: Path) -> None:
+    path, start = tmp_path / "t", {"head": torch.arange(6.0).view(2, 3).t(), "half": torch.ones(3).bfloat16()}
+    for _ in range(2):  # and when it is opened again
+        with Trajectory(path, HEADER, start) as log:
+            log.append(*made_up(HEADER, log.steps))
+    data, reader = path.read_bytes(), Reader(path)
+    length = struct.unpack_from("<I", data, 12)[0]
+    kept = load(data[20 + length : 20 + length + reader.header.start])
+    assert all(torch.equal(kept[name], tensor) for name, tensor in start.items())
+    assert digest(reader.start()) == digest(start) == reader.header.run["start"]
+    check(reader, 2)
+    with pytest.raises(TrajectoryError, match="`start` '"):
+        Trajectory(path, HEADER, {**start, "head": torch.zeros(3, 2)})
+    for at in range(20 + length, 20 + length + reader.header.start):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        with pytest.raises(TrajectoryError, match="first weights must be whole"):
+            Reader(path).start()
+    path.write_bytes(data[: 20 + length + reader.header.start - 1])
+    with pytest.raises(TrajectoryError, match="ends within them"):
+        Reader(path)
+
+
+def test_a_copy_is_a_trajectory_of_the_first_steps(tmp_path: Path) -> None:
+    written(tmp_path / "t", HEADER, 9)
+    for steps in (0, 2, 9):
+        Reader(tmp_path / "t").copy(tmp_path / "copy", steps)
+        assert (Reader(tmp_path / "copy").steps, Reader(tmp_path / "copy").torn) == (steps, 0)
+        assert (tmp_path / "copy").read_bytes() == written(tmp_path / f"{steps}", HEADER, steps)
 
 
 def test_a_step_takes_eight_bytes_a_query_and_twelve() -> None:
@@ -334,73 +366,6 @@ def test_replay_goes_on_from_where_the_engine_is(tmp_path: Path) -> None:
     assert digest(engine.state()) == digest(trained(20).state())
     with pytest.raises(ValueError, match="Received step 9 after 8 finished steps"):
         replay(trained(8), reader.records(9))
-
-
-def test_a_snapshot_makes_the_replay_short(tmp_path: Path) -> None:
-    written(tmp_path / "t", HEADER, 30)
-    snapshots = Snapshots(tmp_path / "snapshots", Reader(tmp_path / "t"))
-    assert snapshots.newest() is None
-    for step in (10, 20):
-        snapshots.save(step, trained(step).state())
-    for upto, expected in ((None, 20), (25, 20), (20, 20), (19, 10)):
-        found = snapshots.newest(upto)
-        assert found is not None
-        assert found.step == expected
-        engine = Small().load(*found)
-        replay(engine, snapshots.trajectory.records())
-        assert digest(engine.state()) == digest(trained(30).state())
-    assert snapshots.newest(9) is None
-
-
-def test_a_damaged_snapshot_is_passed_over(tmp_path: Path) -> None:
-    written(tmp_path / "t", HEADER, 30)
-    snapshots = Snapshots(tmp_path / "s", Reader(tmp_path / "t"))
-    snapshots.save(10, trained(10).state())
-    path = snapshots.save(20, trained(20).state())
-    whole = path.read_bytes()
-    for data in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[: len(whole) // 2], b""):
-        path.write_bytes(data)
-        snapshots.damaged.clear()
-        found = snapshots.newest()
-        assert found is not None
-        assert found.step == 10
-        assert snapshots.damaged == [path]
-
-
-def test_snapshots_are_the_newest_few_of_one_trajectory(tmp_path: Path) -> None:
-    written(tmp_path / "t", HEADER, 30)
-    snapshots = Snapshots(tmp_path / "s", Reader(tmp_path / "t"))
-    for step in (5, 10, 15, 20):
-        snapshots.save(step, trained(step).state(), keep=3)
-    assert len(list((tmp_path / "s").iterdir())) == 3
-    written(tmp_path / "other", Header(2, 3), 30)
-    assert Snapshots(tmp_path / "s", Reader(tmp_path / "other")).newest() is None
-
-
-def test_a_snapshot_that_cannot_be_written_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written(tmp_path / "t", HEADER, 30)
-    snapshots = Snapshots(tmp_path / "s", Reader(tmp_path / "t"))
-    snapshots.save(10, trained(10).state())
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        snapshots.save(20, trained(20).state())
-    assert [path.name for path in (tmp_path / "s").iterdir()] == ["step-000000000010.safetensors"]
-
-
-def test_the_log_is_on_the_disk_before_a_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Trajectory(tmp_path / "t", HEADER, sync_seconds=1e9) as log:
-        for step in range(3):
-            log.append(*made_up(HEADER, step))
-        order: list[str] = []
-        monkeypatch.setattr(log, "sync", lambda: order.append("log"))
-        monkeypatch.setattr(os, "fsync", lambda _: order.append("snapshot"))
-        Snapshots(tmp_path / "s", log).save(3, trained(3).state())
-        assert order[:2] == ["log", "snapshot"]
-        monkeypatch.undo()
 
 
 def test_a_digest_sees_names_shapes_dtypes_and_bytes() -> None:

@@ -5,21 +5,18 @@ Rooms that need PyTorch are imported where they are used, so that `--help` and `
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from tunefork import __version__
 from tunefork.cli.options import recipe_command
+from tunefork.cli.output import emit, screen, table_of
 from tunefork.errors import DataError
 from tunefork.recipe import Recipe
 
@@ -38,32 +35,6 @@ app.add_typer(data_app, name="data")
 Json = Annotated[bool, typer.Option("--json", help="machine-readable results alone on stdout")]
 Run = Annotated[Path, typer.Argument(help="the folder of a run")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
-
-
-def screen(machine: bool) -> Console:
-    """Where people read: stdout, or stderr when stdout is for a machine."""
-    return Console(stderr=machine, highlight=False)
-
-
-def emit(value: Any) -> None:
-    """JSON, alone on stdout; numbers that are not finite are null, as in result.json."""
-    finite = json.loads(json.dumps(value, default=_plain), parse_constant=lambda name: None)
-    json.dump(finite, sys.stdout, indent=2)
-    sys.stdout.write("\n")
-
-
-def _table(*left: str, right: Sequence[str] = (), title: str | None = None) -> Table:
-    """An empty table with these columns, those of `right` (figures) at the right edge."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in left:
-        table.add_column(heading)
-    for heading in right:
-        table.add_column(heading, justify="right")
-    return table
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else str(value)
 
 
 def _version(asked: bool) -> None:
@@ -127,7 +98,7 @@ def train(
 
 
 def _show_spread(console: Console, found: SeedsResult) -> None:
-    table = _table("metric", right=("mean", "sd", "min", "max"), title=f"{len(found.runs)} seeds")
+    table = table_of("metric", right=("mean", "sd", "min", "max"), title=f"{len(found.runs)} seeds")
     for metric, s in found.spread.items():
         sd = "–" if s["sd"] is None else f"{s['sd']:.3f}"
         table.add_row(metric, f"{s['mean']:.3f}", sd, f"{s['min']:.3f}", f"{s['max']:.3f}")
@@ -171,7 +142,7 @@ def compare(
     console = screen(as_json)
     names = [name.strip() for name in methods.split(",") if name.strip()] if methods else None
     found = workflows.compare(recipe, names, on_cell=lambda name: console.print(f"[dim]{escape(name)} …[/]"))
-    table = _table("", right=(found.metric, "against the best baseline", "time", "peak memory"))
+    table = table_of("", right=(found.metric, "against the best baseline", "time", "peak memory"))
     for cell in found.cells:
         if cell.error is not None:
             table.add_row(escape(cell.name), f"[yellow]{escape(cell.error)}[/]", "", "", "")
@@ -247,7 +218,7 @@ def chat(
 @app.command()
 def export(
     run: Run,
-    to: Annotated[str, typer.Option("--to", help="merged, or adapter")] = "merged",
+    to: Annotated[str, typer.Option("--to", help="merged, adapter, or trajectory")] = "merged",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="default: RUN/export-TO")] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="auto, fp32, bf16 or fp16 of the merged weights")] = "auto",
     device: Device = "auto",
@@ -262,6 +233,31 @@ def export(
     console.print(f"[bold]{escape(str(found.path))}[/]", soft_wrap=True)
     if as_json:
         emit({"path": str(found.path), "proof": found.proof})
+
+
+@app.command()
+def replay(
+    base: Annotated[str, typer.Argument(help="folder or hub name of the model that was trained")],
+    trajectory: Annotated[Path, typer.Argument(help="a trajectory, or the folder of a run or export that holds one")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the rebuilt model's folder")],
+    step: Annotated[
+        int | None, typer.Option("--step", min=0, metavar="N", help="after this many steps; default: as it was kept")
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Rebuild what the method zo trained, bit for bit, from the base model and the log of the run."""
+    from tunefork import workflows
+    from tunefork.report.words import duration
+
+    console = screen(as_json)
+    on_stage = lambda text: console.print(f"[dim]{escape(text)} …[/]")  # noqa: E731
+    found = workflows.replay(base, trajectory, out, step=step, device=device, on_stage=on_stage)
+    near = f", from the checkpoint of step {found.from_step:,}" if found.from_step else ""
+    console.print(f"step {found.step:,} of {found.steps:,} rebuilt in {duration(found.seconds)}{near}")
+    console.print(f"[bold]{escape(str(found.path))}[/]", soft_wrap=True)
+    if as_json:
+        emit(asdict(found))
 
 
 @app.command()
@@ -280,7 +276,7 @@ def methods(as_json: Json = False) -> None:
     if as_json:
         emit([asdict(info) for info in list_methods()])
         return
-    table = _table("method", "what it does", "adapters", "memory")
+    table = table_of("method", "what it does", "adapters", "memory")
     for info in list_methods():
         table.add_row(info.name, f"{info.summary} ({info.paper})", ", ".join(info.adapters), info.memory)
     screen(False).print(table)
@@ -294,7 +290,7 @@ def tasks(as_json: Json = False) -> None:
     if as_json:
         emit([asdict(info) for info in list_tasks()])
         return
-    table = _table("task", "kind", "metric", "what it asks", "from")
+    table = table_of("task", "kind", "metric", "what it asks", "from")
     for info in list_tasks():
         table.add_row(info.name, info.kind, info.metric, escape(info.summary), escape(info.source))
     screen(False).print(table)

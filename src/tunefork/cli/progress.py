@@ -59,6 +59,7 @@ class Watcher(Listener):
         tokens = int(event.values["tokens"])
         if self.first is None:
             self.first, self.started, self.tokens_before, self.last_line = event.step, now, tokens, now
+            self.forwards = -event.values.get("row_forwards", 0.0)  # those of the first step were before the clock
             if self.console.is_terminal:
                 self._open()
         done = event.step - self.first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,19 +59,26 @@ def load_trained(path: str | Path, device: str = "auto", *, trust_remote_code: b
     if folder is None:
         if not path.exists():
             raise MissingFileError(f"A run or model folder must be given. Received {str(path)!r}, which is not there.")
+        ways = f"`tunefork replay BASE {path} -o DIR`" if (path / "trajectory").is_file() else "another folder"
         raise RunError(
             f"{str(path)!r} must hold a trained model (model/tunefork.json). Received a folder without one. "
-            "Try --resume if the run was interrupted."
+            f"Try {ways}, or --resume if it is a run that was interrupted."
         )
     info = read_artefact_info(folder)["extra"]
     section = ModelSection.model_validate({"device": device, "dtype": info["dtype"]})
     place, _ = choose_device(section)
     dtype = torch_dtype(info["dtype"])
     model, tokenizer, facts = load_artefact(folder, place, dtype, trust_remote_code=trust_remote_code)
-    data = DataSection(fields=info["fields"], layout=info["layout"], labels=info["label_map"])
-    task = make_task(TaskSection.model_validate(info["task"]), data, facts.kind, (), labels=info["labels"] or None)
+    data, task = trained_task(info, facts)
     renderer = Renderer(tokenizer, facts.kind, task, info["max_length"], info["task"]["chat_template"])
     return Trained(model, tokenizer, facts, task, renderer, data, place, lambda: autocast(place, dtype))
+
+
+def trained_task(info: Mapping[str, Any], facts: ModelFacts) -> tuple[DataSection, Task]:
+    """How rows are read and what is asked of them, from what is kept with a trained model."""
+    data = DataSection(fields=info["fields"], layout=info["layout"], labels=info["label_map"])
+    section = TaskSection.model_validate(info["task"])
+    return data, make_task(section, data, facts.kind, (), labels=info["labels"] or None)
 
 
 def load_untrained(section: ModelSection, task: Task, chat_template: bool) -> Trained:

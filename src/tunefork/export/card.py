@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -25,6 +26,7 @@ _ADAPTERS = {
     "prefix": "prefix tuning",
     "head": "a classification head on frozen weights",
 }
+_LIBRARIES = {"merged": "transformers", "adapter": "peft", "trajectory": "tunefork"}
 _SHOWN_SETTINGS = ("method", "learning_rate", "schedule", "warmup", "batch_size", "weight_decay", "epochs", "max_steps")
 
 
@@ -41,7 +43,7 @@ def render_card(
         f"# {title}\n",
         _summary(base, info, trained, to, dtype),
         "## How to use it\n",
-        _usage(to, info["adapter"], code),
+        _usage(to, info["adapter"], code, where),
         "## How good it is\n",
         _metrics(result),
         *(["## Proof of the merge\n", _proof(proof)] if proof is not None else []),
@@ -64,7 +66,7 @@ def _front_matter(base: str, trained: Trained, to: str) -> str:
     lines = [
         "---",
         f"base_model: {json.dumps(base, ensure_ascii=False)}",
-        f"library_name: {'transformers' if to == 'merged' else 'peft'}",
+        f"library_name: {_LIBRARIES[to]}",
         f"pipeline_tag: {_PIPELINES[model_class(trained)]}",
         "tags: [tunefork, fine-tuned]",
         "# license: for you to fill in; it must fit the license of the base model and your rights to the data",
@@ -78,7 +80,11 @@ def _summary(base: str, info: ArtefactInfo, trained: Trained, to: str, dtype: st
     labels = f" Its answers are {', '.join(f'`{label}`' for label in task.labels[:30])}." if task.labels else ""
     more = f" (and {len(task.labels) - 30} more)" if len(task.labels) > 30 else ""
     kind = "" if task.info.kind == task.info.name else f" ({task.info.kind})"
-    kept = f"These are the whole weights, in {dtype}." if to == "merged" else "This is the adapter alone, in fp32."
+    kept = {
+        "merged": f"These are the whole weights, in {dtype}.",
+        "adapter": "This is the adapter alone, in fp32.",
+        "trajectory": "This is the log of its training, from which the model is rebuilt bit for bit.",
+    }[to]
     return (
         f"`{base}` ({info['base']['architecture']}, {info['base']['parameters']:,} parameters), fine-tuned with "
         f"{_ADAPTERS[info['adapter']]} for the task `{task.info.name}`{kind}.{labels}{more} {kept} "
@@ -87,9 +93,16 @@ def _summary(base: str, info: ArtefactInfo, trained: Trained, to: str, dtype: st
     )
 
 
-def _usage(to: str, adapter: str, code: str) -> str:
-    needs = "`transformers`" if to == "merged" else "`transformers` and `peft`"
-    needs += ", and `bitsandbytes`" if to == "adapter" and adapter == "qlora" else ""
+def _usage(to: str, adapter: str, code: str, base: str) -> str:
+    needs = "`transformers`" if to == "merged" or adapter in ("none", "head") else "`transformers` and `peft`"
+    needs += ", and `bitsandbytes`" if to != "merged" and adapter == "qlora" else ""
+    if to == "trajectory":
+        return (
+            "The model it was trained on and this folder give the trained one, without training:\n\n"
+            f"```sh\ntunefork replay {shlex.quote(base)} . -o model\n```\n\n"
+            f"The folder `model` is then read by {needs} alone:\n\n```python\n{code}```\n\n"
+            "With Tunefork, which asks it exactly as in training: `tunefork predict model rows.csv`.\n"
+        )
     return (
         f"With {needs} alone, in this folder:\n\n```python\n{code}```\n\n"
         "With Tunefork, which asks it exactly as in training: `tunefork predict FOLDER rows.csv`.\n"
@@ -168,8 +181,8 @@ def _limits(result: Mapping[str, Any], to: str) -> str:
         "The figures hold for texts like the test rows. Nothing was measured on other texts, topics or languages.",
         "What the base model has learned before, its errors and prejudices among it, was not examined.",
     ]
-    if to == "adapter":
-        points.append("The adapter works with the base model it was trained on, and with no other.")
+    if to != "merged":
+        points.append(f"The {to} works with the base model it was trained on, and with no other.")
     for finding in result["data"]["findings"]:
         if finding["level"] == "warning":
             where = f" ({finding['split']})" if finding.get("split") else ""

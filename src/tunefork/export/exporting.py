@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import gc
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from safetensors.torch import load_file
 
 from tunefork.errors import ExportError, RecipeError, RunError, UnsupportedError, did_you_mean
 from tunefork.evaluate.trained import Trained, load_trained
 from tunefork.export.card import render_card
 from tunefork.export.merge import load_plain, merged_model, save_plain
 from tunefork.export.proof import HeldOut, Proof, answers, compare, held_out, in_fp32, read_logits
+from tunefork.export.rebuild import rebuild_artefact
 from tunefork.files import make_folder, staged_folder, write_json
+from tunefork.methods.zo import open_trajectory
 from tunefork.models import (
     ModelFacts,
     inspect_model,
@@ -30,10 +34,11 @@ from tunefork.models.device import DtypeName
 from tunefork.recipe import ModelSection, Recipe, load_recipe
 from tunefork.render import Renderer
 from tunefork.run import RunFolder
+from tunefork.zo.trajectory import digest
 
-KINDS = ("merged", "adapter")
+KINDS = ("merged", "adapter", "trajectory")
 WHOLE = ("none", "head")  # adapters that are none: the run keeps the whole model
-CARD, PROOF, RECIPE = "README.md", "proof.json", "recipe.yaml"
+CARD, PROOF, RECIPE, TRAJECTORY = "README.md", "proof.json", "recipe.yaml", "trajectory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,8 @@ def export(
     `merged`: a plain transformers folder in `dtype` (auto: the one the run computed in). What lies on the disk is
     loaded again and proven equal to the trained model on held-out rows before it takes its place; see `Proof`.
     `adapter`: the PEFT folder as it was trained.
+    `trajectory`: the steps of a zeroth-order run up to the weights it kept, from which `replay` rebuilds the model;
+    that is done here too, and what comes out is compared bit for bit with what was trained.
 
     Raises ExportError, leaving nothing behind, when the proof fails; UnsupportedError or RecipeError for what cannot
     be exported so, RunError for a run that is not finished or an `out` that holds something else.
@@ -80,6 +87,8 @@ def export(
     with staged_folder(target) as folder:
         if to == "adapter":
             return _adapter(source, folder, target, device)
+        if to == "trajectory":
+            return _trajectory(source, folder, target)
         return _merged(source, folder, target, dtype, device)
 
 
@@ -106,15 +115,22 @@ def _check(source: _Run, to: str, dtype: str) -> None:
             f"Only a run with a PEFT adapter has one to export. Received a run with adapter {adapter}, which keeps the "
             "whole model. Try --to merged."
         )
-    if to == "adapter" and dtype != "auto":
-        raise RecipeError(f"An adapter is exported in fp32, as it was trained. Received dtype {dtype}. Try auto.")
+    if to == "trajectory" and source.recipe.train.method != "zo":
+        raise UnsupportedError(
+            f"Only the method zo logs a trajectory. Received a run with method {source.recipe.train.method}. "
+            "Try --to adapter, or --to merged."
+        )
+    if to != "merged" and dtype != "auto":
+        raise RecipeError(f"`dtype` is that of merged weights. Received {dtype} with --to {to}. Try leaving it out.")
 
 
 def _refuse_to_overwrite(target: Path) -> None:
     """An earlier export is replaced; nothing else is."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    if not (target / INFO_FILE).is_file() or "exported" not in read_artefact_info(target)["extra"]:
+    trajectory = target.is_dir() and {p.name for p in target.iterdir()} == {TRAJECTORY, RECIPE, CARD}
+    model = (target / INFO_FILE).is_file() and "exported" in read_artefact_info(target)["extra"]
+    if not trajectory and not model:
         raise RunError(
             f"An export needs a folder of its own. Received {target}, which holds something else. Try another --out."
         )
@@ -125,6 +141,33 @@ def _adapter(source: _Run, folder: Path, target: Path, device: str) -> Exported:
     trained = load_trained(source.folder.path, device)
     _describe(source, trained, folder, "adapter", "fp32", None)
     return Exported(target, None, "The adapter as it was trained, in fp32, for PEFT; the model under it is not part.")
+
+
+def _trajectory(source: _Run, folder: Path, target: Path) -> Exported:
+    kept, step = open_trajectory(source.folder.trajectory_path), int(source.result["train"]["weights_from_step"])
+    kept.copy(folder / TRAJECTORY, step)
+    trained = load_trained(source.folder.path, "cpu")
+    with tempfile.TemporaryDirectory() as again:
+        rebuild_artefact(open_trajectory(folder / TRAJECTORY), Path(again), device=source.recipe.model.device)
+        mine, theirs = (
+            {name: tensor for file in sorted(at.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+            for at in (Path(again), source.folder.model_path)
+        )
+    if digest(mine) != digest(theirs):
+        raise ExportError(
+            f"A replay must give the trained model bit for bit. That of {kept.path} does not. Nothing was written. Try "
+            "--to adapter or --to merged."
+        )
+    shutil.copyfile(source.folder.recipe_path, folder / RECIPE)
+    card = render_card(source.result, source.info, trained, to="trajectory", dtype="fp32", proof=None)
+    (folder / CARD).write_text(card, encoding="utf-8")
+    size = (folder / TRAJECTORY).stat().st_size
+    return Exported(
+        target,
+        {"step": step, "tensors": len(mine), "bitwise": True},
+        f"{step:,} steps in {size:,} bytes. Replayed here, they give all {len(mine)} tensors of the trained model bit "
+        "for bit; the model under it is not part.",
+    )
 
 
 def _merged(source: _Run, folder: Path, target: Path, dtype: str, device: str) -> Exported:
@@ -139,7 +182,7 @@ def _merged(source: _Run, folder: Path, target: Path, dtype: str, device: str) -
     if peft is not None:
         with peft.disable_adapter():
             base = read_logits(trained.model, rows, place)
-    facts = base_facts(source.info)
+    facts = base_facts(source.info["base"])
     was_quantized = source.info["adapter"] == "qlora" or facts.quantized
     plain = merged_model(trained, source.folder.model_path)
     save_plain(plain, trained, facts.folder, folder, torch_dtype(chosen), was_quantized=was_quantized)

@@ -26,7 +26,7 @@ class Artefact:
     """What decides how an exported model is loaded."""
 
     trained: Trained
-    to: str  # merged or adapter
+    to: str  # merged, adapter or trajectory
     adapter: str
     base: str  # folder or hub name of the base
     dtype: str  # the base was computed in
@@ -46,11 +46,13 @@ def model_class(trained: Trained) -> str:
 
 def _loading(artefact: Artefact) -> list[str]:
     trained, name = artefact.trained, model_class(artefact.trained)
-    nf4 = artefact.to == "adapter" and artefact.adapter == "qlora"
+    whole = artefact.to == "merged" or artefact.adapter in ("none", "head")
+    nf4 = not whole and artefact.adapter == "qlora"
     names = [name, "AutoTokenizer", *(["BitsAndBytesConfig"] if nf4 else [])]
     lines = ["import torch", f"from transformers import {', '.join(names)}"]
-    start = ['folder = "."  # this folder', "tokenizer = AutoTokenizer.from_pretrained(folder)"]
-    if artefact.to == "merged":
+    there = '"."  # this folder' if artefact.to != "trajectory" else '"model"  # made by the replay'
+    start = [f"folder = {there}", "tokenizer = AutoTokenizer.from_pretrained(folder)"]
+    if whole:
         return [*lines, "", *start, f'model = {name}.from_pretrained(folder, dtype="auto").eval()']
     options: dict[str, str] = {"dtype": _DTYPES[artefact.dtype]}
     if trained.task.form == "head":

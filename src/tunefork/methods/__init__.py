@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from tunefork.recipe.schema import Recipe
 @dataclass(frozen=True, slots=True)
 class _Entry:
     info: MethodInfo
-    make: Callable[[torch.nn.Module, Recipe, Path | None], Method]
+    make: Callable[[torch.nn.Module, Recipe, Path | None, Mapping[str, Any] | None], Method]
     check: Callable[[Recipe], None]
 
 
@@ -50,10 +51,18 @@ def steps_only(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"zo": recipe.zo.model_copy(update={"calibrate": False})})
 
 
-def make_method(model: torch.nn.Module, recipe: Recipe, trajectory: Path | None = None) -> Method:
-    """The recipe's method, bound to a model that is ready to train; `trajectory` is where it may log its steps."""
+def make_method(
+    model: torch.nn.Module,
+    recipe: Recipe,
+    trajectory: Path | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Method:
+    """The recipe's method, bound to a model that is ready to train.
+
+    `trajectory` is where it may log its steps, with what `about` tells whoever rebuilds the model from them.
+    """
     method_info(recipe.train.method)
-    return _REGISTRY[recipe.train.method].make(model, recipe, trajectory)
+    return _REGISTRY[recipe.train.method].make(model, recipe, trajectory, about)
 
 
 __all__ = [

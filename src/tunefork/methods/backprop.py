@@ -37,7 +37,7 @@ def check_settings(recipe: Recipe) -> None:
         )
 
 
-def make(model: torch.nn.Module, recipe: Recipe, trajectory: Path | None) -> Backprop:
+def make(model: torch.nn.Module, recipe: Recipe, trajectory: Path | None, about: Mapping[str, Any] | None) -> Backprop:
     return Backprop(model, recipe.train, autocast=_DTYPES[recipe.model.dtype])
 
 

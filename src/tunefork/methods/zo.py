@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,11 @@ import torch
 from transformers import PreTrainedModel
 
 from tunefork.batch import Batch
-from tunefork.errors import RecipeError, RunError, TrainingError, UnsupportedError
+from tunefork.errors import MissingFileError, RecipeError, RunError, TrainingError, UnsupportedError
 from tunefork.methods.base import MethodInfo, RowLosses, StepResult
-from tunefork.models import add_factors, autocast
+from tunefork.models import add_factors, autocast, load_trainable_state, trainable_state
 from tunefork.recipe.schema import Recipe, TrainSection, ZoSection
-from tunefork.zo import ZO
+from tunefork.zo import ZO, Reader, TrajectoryError
 from tunefork.zo.options import options_of
 
 INFO = MethodInfo(
@@ -56,8 +58,73 @@ def check_settings(recipe: Recipe) -> None:
         raise RecipeError(f"zo: {error}") from None
 
 
-def make(model: torch.nn.Module, recipe: Recipe, trajectory: Path | None) -> ZerothOrder:
-    return ZerothOrder(model, recipe, trajectory)
+def make(
+    model: torch.nn.Module, recipe: Recipe, trajectory: Path | None, about: Mapping[str, Any] | None = None
+) -> ZerothOrder:
+    """`trajectory` logs the run and keeps what `model` has that its base has not: all that requires a gradient."""
+    section, adapter = recipe.zo, str(recipe.adapter.name)
+    changes = _changes(section, adapter)
+    if adapter in _BESIDE and options_of(section.preset, changes).direction != "low_rank":
+        changes["train"] = ["*"]
+    known = recipe.model_dump(mode="json", exclude={"out"}, exclude_defaults=True)
+    try:
+        optimizer = ZO(
+            model,
+            section.preset,
+            lr=float(recipe.train.learning_rate),
+            epsilon=section.epsilon,
+            seed=recipe.seed,
+            trajectory=trajectory,
+            run={"recipe": sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()},
+            start=None if trajectory is None else trainable_state(model),
+            about=about,
+            weight_decay=recipe.train.weight_decay,
+            **changes,
+        )
+    except TrajectoryError as error:
+        raise RunError(str(error)) from None
+    except ValueError as error:
+        raise RecipeError(f"zo: {error}") from None
+    return ZerothOrder(model, recipe, optimizer)
+
+
+def rebuild(
+    model: torch.nn.Module,
+    recipe: Recipe,
+    trajectory: Reader,
+    step: int | None = None,
+    learned: Mapping[str, torch.Tensor] | None = None,
+) -> torch.nn.Module:
+    """The trained model after `step` steps of a trajectory (None: all), from its base with what `put_start` puts there.
+
+    `learned`: a checkpoint's, of a step up to that one. Raises RunError where the trajectory is another model's.
+    """
+    try:
+        optimizer = ZO.from_trajectory(model, trajectory, step, learned)
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    return ZerothOrder(model, recipe, optimizer).finish()
+
+
+def open_trajectory(path: Path) -> Reader:
+    """A trajectory to read. Raises MissingFileError or RunError for a file that is none, or damaged."""
+    if not path.is_file():
+        raise MissingFileError(
+            f"A trajectory must be a file that is there, or a run of the method zo. Received {str(path)!r}. Try a "
+            "run's folder, or its `trajectory`."
+        )
+    try:
+        return Reader(path)
+    except TrajectoryError as error:
+        raise RunError(str(error)) from None
+
+
+def put_start(model: torch.nn.Module, trajectory: Reader) -> None:
+    """Puts the weights that a run began with, and its base has not, into a model loaded by the run's recipe."""
+    try:
+        load_trainable_state(model, trajectory.start())
+    except TrajectoryError as error:
+        raise RunError(str(error)) from None
 
 
 def _changes(section: ZoSection, adapter: str) -> dict[str, Any]:
@@ -113,29 +180,12 @@ class ZerothOrder:
 
     info = INFO
 
-    def __init__(self, model: torch.nn.Module, recipe: Recipe, trajectory: Path | None) -> None:
-        section, adapter = recipe.zo, str(recipe.adapter.name)
-        changes = _changes(section, adapter)
-        self.model, self.dtype = model, _DTYPES[recipe.model.dtype]
-        self.low_rank = options_of(section.preset, changes).direction == "low_rank"
-        self.beside = adapter in _BESIDE
-        if self.beside and not self.low_rank:
-            changes["train"] = ["*"]
+    def __init__(self, model: torch.nn.Module, recipe: Recipe, optimizer: ZO) -> None:
+        self.model, self.dtype, self.optimizer = model, _DTYPES[recipe.model.dtype], optimizer
+        self.low_rank = optimizer.options.direction == "low_rank"
+        self.beside = recipe.adapter.name in _BESIDE
         self.peak = float(recipe.train.learning_rate)
-        try:
-            self.optimizer = ZO(
-                model,
-                section.preset,
-                lr=self.peak,
-                epsilon=section.epsilon,
-                seed=recipe.seed,
-                trajectory=trajectory,
-                weight_decay=recipe.train.weight_decay,
-                **changes,
-            )
-        except ValueError as error:
-            raise RecipeError(f"zo: {error}") from None
-        self.calibrating = section.calibrate is True
+        self.calibrating = recipe.zo.calibrate is True
         self.rate = 1.0  # calibrated learning rate over the recipe's
         self.rows = BatchRows()
 
@@ -169,6 +219,8 @@ class ZerothOrder:
         return StepResult(value, last.forwards + spent, scalars, notes)
 
     def learned(self) -> dict[str, torch.Tensor]:
+        if self.optimizer.trajectory is not None:
+            self.optimizer.trajectory.sync()  # no checkpoint may be of a step that a power cut takes out of the log
         return {name: tensor.detach().clone() for name, tensor in self.optimizer.learned().items()}
 
     def load_learned(self, learned: Mapping[str, torch.Tensor]) -> None:
@@ -187,6 +239,8 @@ class ZerothOrder:
         self.optimizer.param_groups[0]["epsilon"] = epsilon
 
     def finish(self) -> torch.nn.Module:
+        if self.optimizer.trajectory is not None:
+            self.optimizer.trajectory.close()
         if self.beside and self.low_rank:
             assert isinstance(self.model, PreTrainedModel)
             factors = self.optimizer.factors()

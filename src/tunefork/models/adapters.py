@@ -125,7 +125,9 @@ def add_factors(
             else:
                 top, _, rest = name.partition(".")
                 kept: Any = bare.get_submodule(top)
-                kept.modules_to_save["default"].get_submodule(rest).weight.add_(b.float() @ a.float())
+                weight = kept.modules_to_save["default"].get_submodule(rest).weight
+                for k in range(rank):  # not one product, whose order of sums depends on the machine
+                    weight.add_(torch.outer(b[:, k].float(), a[k].float()))
     return wrapped
 
 

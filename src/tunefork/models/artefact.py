@@ -124,7 +124,7 @@ def load_artefact(
         section = ModelSection(name=str(folder), kind=known["kind"], trust_remote_code=known["trust_remote_code"])
         facts = inspect_model(section)
     else:
-        facts = base_facts(info, base)
+        facts = base_facts(info["base"], base)
     loaded = load_transformers(
         facts,
         form="head" if info["head"] else "text",
@@ -204,12 +204,12 @@ def save_whole(
             (folder / name).write_text(text, encoding="utf-8")
 
 
-def base_facts(info: ArtefactInfo, base: str | None = None) -> ModelFacts:
-    """Facts of the model that was trained: where `base` says, else by its name then, else where it was then.
+def base_facts(known: Mapping[str, Any], base: str | None = None) -> ModelFacts:
+    """Facts of the model that was trained, `known` as `ModelFacts.summary` gave them: where `base` says, else by its
+    name then, else where it was then.
 
     Raises MissingFileError when it is not there, RunError when it is not the same any more.
     """
-    known = info["base"]
     section = ModelSection(
         name=base or known["name"],
         kind=known["kind"],

@@ -40,7 +40,7 @@ def load_model(
     Frozen weights are in `dtype` (NF4 for qlora). Everything that is trained is fp32, so that no update is rounded
     away: adapters, heads and, with adapter none, the whole model, which computes in `dtype` inside `autocast`.
     Fresh weights are a function of `seed`; the global random state is not touched. With `frozen`, adapters none and
-    qlora leave the base as it is, without gradients: what is learned lies beside it.
+    qlora leave the base as it is, and only a fresh head requires gradients: what is learned lies beside it.
 
     Raises UnsupportedError, RecipeError or MissingExtraError before weights are read where the combination cannot be.
     """
@@ -63,7 +63,10 @@ def load_model(
         seed=seed,
     )
     if frozen and name in ("none", "qlora"):
-        return loaded.model.requires_grad_(False)
+        loaded.model.requires_grad_(False)
+        for module in loaded.head:
+            loaded.model.get_submodule(module).requires_grad_(True)
+        return loaded.model
     if name == "none":
         model = train_everything(loaded)
     elif name == "head":

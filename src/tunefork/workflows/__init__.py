@@ -9,6 +9,7 @@ from tunefork.workflows.evaluate import Evaluation, evaluate
 from tunefork.workflows.finetune import Listener, Plan, RunResult, finetune, plan_run
 from tunefork.workflows.inspect import DataCheck, ShownRow, check_data, show_data
 from tunefork.workflows.predict import Predictions, predict
+from tunefork.workflows.replay import Replayed, replay
 from tunefork.workflows.seeds import SeedsResult, finetune_seeds
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Listener",
     "Plan",
     "Predictions",
+    "Replayed",
     "RunResult",
     "SeedsResult",
     "ShownRow",
@@ -34,5 +36,6 @@ __all__ = [
     "load_trained",
     "plan_run",
     "predict",
+    "replay",
     "show_data",
 ]

@@ -18,6 +18,7 @@ from tunefork.evaluate.start import start_head_from_probe
 from tunefork.evaluate.stored import shown_text, write_predictions
 from tunefork.files import staged_folder
 from tunefork.methods import make_method, method_info
+from tunefork.methods.zo import open_trajectory, put_start
 from tunefork.models import load_model, save_artefact, torch_dtype
 from tunefork.models.base import has_trained_head
 from tunefork.recipe import Reason, Recipe, all_paths, dump_recipe, load_recipe, make_recipe
@@ -191,7 +192,9 @@ def _run(run: RunFolder, plan: Plan, resumed: Loaded | None, listener: Listener,
             prefix_examples=_prefix_examples(job),
         )
         probe = recipe.train.method == "zo" and recipe.zo.head_start == "probe" and job.task.form == "head"
-        if probe and not has_trained_head(job.facts, job.task.labels):
+        if run.trajectory_path.exists():
+            put_start(model, open_trajectory(run.trajectory_path))
+        elif probe and not has_trained_head(job.facts, job.task.labels):
             listener.stage(start_head_from_probe(model, asking, job.rendered["train"], recipe.seed))
         model, trained = _train(run, job, model, asking, resumed, on_event, interrupt)
     peak = memory.value
@@ -254,7 +257,12 @@ def _train(
     interrupt: Interrupt,
 ) -> tuple[torch.nn.Module, TrainResult]:
     recipe, dev = job.recipe, job.examples["dev"]
-    method = make_method(model, recipe, run.trajectory_path)
+    about = {
+        "recipe": recipe.model_dump(mode="json", exclude={"out"}),
+        "base": job.facts.summary(),
+        "rendering": _rendering(job),
+    }
+    method = make_method(model, recipe, run.trajectory_path, about)
     trained = train(
         run=run,
         recipe=recipe,

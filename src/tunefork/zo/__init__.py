@@ -6,7 +6,7 @@ from tunefork.zo.optimizer import ZO
 from tunefork.zo.options import Options, Preset, options_of, presets
 from tunefork.zo.probes import Rows, TensorRows
 from tunefork.zo.trainer import ZOTrainerMixin
-from tunefork.zo.trajectory import Header, Reader, Record, Snapshots, Trajectory, TrajectoryError, replay
+from tunefork.zo.trajectory import Header, Reader, Record, Trajectory, TrajectoryError, replay
 
 __all__ = [
     "ZO",
@@ -17,7 +17,6 @@ __all__ = [
     "Reader",
     "Record",
     "Rows",
-    "Snapshots",
     "Step",
     "TensorRows",
     "Trajectory",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tunefork.zo.estimators import ESTIMATORS
 from tunefork.zo.options import options_of
 from tunefork.zo.probes import BatchProbe, ClosureProbe, LossFn, Probe, Rows, Stacking, TensorRows
 from tunefork.zo.sites import choose, fingerprint
-from tunefork.zo.trajectory import Header, Record, Trajectory, replay
+from tunefork.zo.trajectory import Header, Reader, Record, Trajectory, TrajectoryError, replay
 from tunefork.zo.updates import Updates
 
 
@@ -41,6 +42,8 @@ class ZO(torch.optim.Optimizer):
         trajectory: a file to log every step to. Where it exists, the model must be the same base: the steps in it are
             done again, without evaluating anything, one for each call of `step`, or all at once by `catch_up`.
         run: what else decides the run's numbers, such as a recipe's hash; kept in the trajectory's header.
+        start: weights of the model that its base does not have, a fresh head or adapter; the trajectory keeps them.
+        about: what else the trajectory tells whoever rebuilds the model.
         changes: options of `Options` that differ from the preset's.
 
     What a step saw is in `last`.
@@ -55,6 +58,8 @@ class ZO(torch.optim.Optimizer):
         seed: int = 0,
         trajectory: str | Path | None = None,
         run: Mapping[str, Any] | None = None,
+        start: Mapping[str, torch.Tensor] | None = None,
+        about: Mapping[str, Any] | None = None,
         **changes: Any,
     ) -> None:
         given = {k: v for k, v in (("lr", lr), ("epsilon", epsilon)) if v is not None}
@@ -73,17 +78,63 @@ class ZO(torch.optim.Optimizer):
         self.last: Step | None = None
         self._records: Iterator[Record] | None = None
         self.finished = False
-        self.trajectory = None if trajectory is None else self._open(trajectory, run or {})
+        self.trajectory = None
+        if trajectory is not None:
+            self.trajectory = self._open(trajectory, {**self._identity(), **(run or {})}, start, about or {})
 
-    def _open(self, path: str | Path, run: Mapping[str, Any]) -> Trajectory:
-        options = {k: v for k, v in self.options.to_dict().items() if k not in _FREE}
-        about = {
+    @classmethod
+    def from_trajectory(
+        cls,
+        model: torch.nn.Module,
+        trajectory: str | Path | Reader,
+        step: int | None = None,
+        learned: Mapping[str, torch.Tensor] | None = None,
+    ) -> ZO:
+        """The optimizer after `step` steps (None: all) of a trajectory, which is only read: nothing is evaluated.
+
+        Args:
+            model: the base that it was begun on, with the weights that `Reader.start` gives in their place.
+            learned: what `learned` returned at a step up to that one; only later ones are then done again.
+
+        Raises TrajectoryError for another base, a step that the file does not have, and a damaged file.
+        """
+        reader = trajectory if isinstance(trajectory, Reader) else Reader(trajectory)
+        header = reader.header
+        step = reader.steps if step is None else step
+        if not 0 <= step <= reader.steps:
+            raise TrajectoryError(
+                f"`step` must be from 0 to {reader.steps:,}, the steps that {reader.path} has. Received {step:,}. "
+                "Try leaving it out."
+            )
+        found = cls(model, seed=header.run["seed"], **header.run["options"])
+        difference = header.difference(replace(header, run={**header.run, **found._identity()}))
+        if difference:
+            found.detach()
+            raise TrajectoryError(
+                f"A trajectory must be replayed on the base it was begun on. {reader.path} is of another: "
+                f"{difference}. Try the model that was trained, in the number format it was trained in."
+            )
+        if learned is not None:
+            found.load_learned(learned)
+        replay(found.engine, reader.records(found.steps, step))
+        return found
+
+    def _identity(self) -> dict[str, Any]:
+        """What decides the steps besides batches and rates, for a trajectory's header."""
+        return {
             "base": fingerprint(self.model),
-            "options": options,
+            "options": {k: v for k, v in self.options.to_dict().items() if k not in _FREE},
             "parameters": [[site.name, list(site.parameter.shape)] for site in self.sites],
             "seed": self.seed,
-            **run,
         }
+
+    def _open(
+        self,
+        path: str | Path,
+        run: Mapping[str, Any],
+        start: Mapping[str, torch.Tensor] | None,
+        about: Mapping[str, Any],
+    ) -> Trajectory:
         environment = {
             "torch": torch.__version__,
             "device": str(self.sites[0].parameter.device.type),
@@ -92,7 +143,8 @@ class ZO(torch.optim.Optimizer):
             "stack": self.options.stack,
         }
         o = self.options
-        found = Trajectory(path, Header(o.queries, o.rule.window, run=about, environment=environment))
+        header = Header(o.queries, o.rule.window, run=run, environment=environment, about=about)
+        found = Trajectory(path, header, start)
         for name, then, now in found.changes:
             warnings.warn(
                 f"The same bits need the same {name}: the trajectory was begun with {then!r}, this is {now!r}. "

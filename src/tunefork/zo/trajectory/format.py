@@ -5,6 +5,8 @@
     u32      length of the header
     n bytes  header: a JSON object, UTF-8
     u32      CRC-32 of everything before it
+    m bytes  a safetensors file, m the header's `start`: weights that training began with and the base does not have, a
+             fresh head or adapter; the header's `run.start` is their digest
     records  one a step, in order
 
 The record of step s (from 0), with q queries and w = min(s + 1, window):
@@ -22,6 +24,7 @@ change is, record by record: times the decay, then plus coefficient times direct
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 import zlib
@@ -30,6 +33,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+import torch
 
 from tunefork.zo.directions.base import Term
 from tunefork.zo.noise import NOISE_VERSION
@@ -50,8 +54,10 @@ class Header:
     """What a trajectory belongs to.
 
     queries, window: see the file's format; `window` is the number of steps whose directions an update contains.
-    run: what decides the run's numbers: base model's hash, recipe's hash, options, seed, trained parameters.
+    start: bytes of the weights that follow the header.
+    run: what decides the run's numbers: hashes of base model, recipe and start, options, seed, trained parameters.
     environment: what the same bits in further training depend on besides: threads, CPU capability, versions.
+    about: what whoever rebuilds the model needs besides: the recipe, how it is asked. It is never compared.
     """
 
     queries: int
@@ -59,6 +65,8 @@ class Header:
     run: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     noise: int = NOISE_VERSION
+    about: Mapping[str, Any] = field(default_factory=dict)
+    start: int = 0
 
     def size(self, step: int) -> int:
         """Bytes of the record of `step`."""
@@ -140,6 +148,16 @@ def decode_record(header: Header, seal: bytes, step: int, data: bytes) -> Record
     terms = [Term(step - age, query, c) for age, row in enumerate(coefficients) for query, c in enumerate(row)]
     terms[0] = terms[0]._replace(decay=float(numbers[1]))
     return Record(step, float(numbers[0]), numbers[2 : 2 + queries].astype(np.float32), terms)
+
+
+def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256, in hex, of tensors by name: names, dtypes, shapes and bytes."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        sha.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def _crc(seal: bytes, step: int, body: bytes) -> bytes:

@@ -7,14 +7,26 @@ import hashlib
 import os
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from tunefork.zo.directions.base import Term
-from tunefork.zo.trajectory.format import Header, Record, TrajectoryError, decode_record, encode_record, read_header
+from tunefork.zo.trajectory.format import (
+    Header,
+    Record,
+    TrajectoryError,
+    decode_record,
+    digest,
+    encode_record,
+    read_header,
+)
 
 
 class Reader:
@@ -36,7 +48,12 @@ class Reader:
             size = os.fstat(file.fileno()).st_size
             self.header, start = read_header(file, self.path)
         self.identity = hashlib.sha256(start).hexdigest()
-        self._start, self._seal = len(start), start[-4:]
+        self._header, self._seal = len(start), start[-4:]
+        self._first = self._header + self.header.start
+        if size < self._first:
+            raise TrajectoryError(
+                f"A trajectory's first weights must be whole. {self.path} ends within them. Try a copy of it."
+            )
         whole = bisect_right(range(size), size, key=self._offset) - 1
         self.steps = sum(1 for _ in self._read(0, whole))
         self.torn = size - self._offset(self.steps)
@@ -44,8 +61,28 @@ class Reader:
         if any(True for step in range(self.steps + 1, whole) for _ in self._read(step, step + 1)):
             raise TrajectoryError(
                 f"Every record of a trajectory must be whole. In {self.path} that of step {self.steps} is damaged, and "
-                f"later ones are not. Try a copy of the file, or a snapshot of a step after {self.steps}."
+                "later ones are not. Try a copy of the file."
             )
+
+    def start(self) -> dict[str, torch.Tensor]:
+        """The weights that training began with and the base does not have. Raises TrajectoryError for damaged ones."""
+        if not self.header.start:
+            return {}
+        with self.path.open("rb") as file:
+            file.seek(self._header)
+            data = file.read(self.header.start)
+        with suppress(SafetensorError):
+            tensors = load(data)
+            if digest(tensors) == self.header.run.get("start"):
+                return tensors
+        raise TrajectoryError(
+            f"A trajectory's first weights must be whole. Those of {self.path} are damaged. Try a copy of it."
+        )
+
+    def copy(self, path: str | Path, steps: int) -> None:
+        """Writes the first `steps` steps as a trajectory of their own."""
+        with self.path.open("rb") as file, Path(path).open("wb") as other:
+            other.write(file.read(self._offset(steps)))
 
     def records(self, start: int = 0, stop: int | None = None) -> Iterator[Record]:
         """The records of steps start .. stop (None: all there are), read as they are used."""
@@ -66,7 +103,7 @@ class Reader:
         queries, window = self.header.queries, self.header.window
         growing = min(step, window)
         rows = growing * (growing + 1) // 2 + (step - growing) * window
-        return self._start + 4 * (step * (3 + queries) + rows * queries)
+        return self._first + 4 * (step * (3 + queries) + rows * queries)
 
 
 class Trajectory(Reader):
@@ -75,16 +112,28 @@ class Trajectory(Reader):
     Each record is one write. The disk is told to keep what it was given (fsync) at most every `sync_seconds`, at `sync`
     and at `close`: a killed process loses at most the record that it was writing, a power cut that many seconds.
 
+    `start` are weights that a new one keeps besides, see `Reader.start`.
+
     Attributes:
         changes: entries of the environment that differ from those it was begun in, as (name, then, now).
 
     Raises TrajectoryError where the file belongs to another run.
     """
 
-    def __init__(self, path: str | Path, header: Header, *, sync_seconds: float = 5.0) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        header: Header,
+        start: Mapping[str, torch.Tensor] | None = None,
+        *,
+        sync_seconds: float = 5.0,
+    ) -> None:
+        if start:
+            header = replace(header, run={**header.run, "start": digest(start)})
         if not Path(path).exists():
+            weights = save({k: v.detach().cpu().contiguous() for k, v in start.items()}) if start else b""
             with atomic(Path(path)) as temporary:
-                temporary.write_bytes(header.encode())
+                temporary.write_bytes(replace(header, start=len(weights)).encode() + weights)
         super().__init__(path)
         difference = self.header.difference(header)
         if difference:

@@ -1,0 +1,38 @@
+"""Where a command's words and figures go."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def screen(machine: bool) -> Console:
+    """Where people read: stdout, or stderr when stdout is for a machine."""
+    return Console(stderr=machine, highlight=False)
+
+
+def emit(value: Any) -> None:
+    """JSON, alone on stdout; numbers that are not finite are null, as in result.json."""
+    finite = json.loads(json.dumps(value, default=_plain), parse_constant=lambda name: None)
+    json.dump(finite, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def table_of(*left: str, right: Sequence[str] = (), title: str | None = None) -> Table:
+    """An empty table with these columns, those of `right` (figures) at the right edge."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in left:
+        table.add_column(heading)
+    for heading in right:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else str(value)

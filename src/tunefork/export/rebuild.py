@@ -1,0 +1,69 @@
+"""From a base model and the trajectory of a zeroth-order run to the model that the run trained, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from tunefork.batch import Batch
+from tunefork.errors import RunError
+from tunefork.evaluate.trained import trained_task
+from tunefork.methods.zo import put_start, rebuild
+from tunefork.models import choose_device, load_model, load_tokenizer, save_artefact, torch_dtype
+from tunefork.models.artefact import base_facts
+from tunefork.recipe import ModelSection, make_recipe
+from tunefork.render import Renderer
+from tunefork.zo import Reader
+
+
+def rebuild_artefact(
+    trajectory: Reader,
+    folder: Path,
+    *,
+    base: str | None = None,
+    step: int | None = None,
+    learned: Mapping[str, torch.Tensor] | None = None,
+    device: str = "auto",
+) -> None:
+    """Writes the model after `step` steps of `trajectory` (None: all) into `folder`, as a run's `model` holds it.
+
+    Args:
+        base: where the model that was trained is now; None: where it was then.
+        learned: a checkpoint's weights, of a step up to that one, from which the replay may go on.
+
+    Raises RunError for another base, tokenizer or step, and for a file that only the Python optimizer wrote.
+    """
+    about = trajectory.header.about
+    if "recipe" not in about:
+        raise RunError(
+            f"A trajectory must say which run it is of. {trajectory.path} was written by the optimizer alone. "
+            "Try `tunefork.zo.ZO.from_trajectory` in Python."
+        )
+    known, rendering, recipe = about["base"], about["rendering"], make_recipe(about["recipe"])
+    facts = base_facts(known, None if base == known["name"] else base)
+    _, task = trained_task(rendering, facts)
+    tokenizer = load_tokenizer(facts)
+    renderer = Renderer(tokenizer, facts.kind, task, rendering["max_length"], rendering["task"]["chat_template"])
+    if renderer.describe()["fingerprint"] != rendering["rendering"]["fingerprint"]:
+        raise RunError(
+            f"A model must be asked with the tokenizer it was trained with. {facts.folder} has another. "
+            "Try the original model's folder."
+        )
+    place, _ = choose_device(ModelSection.model_validate({"device": device, "dtype": rendering["dtype"]}))
+    nothing = torch.zeros(1, 1, dtype=torch.int64)
+    model = load_model(
+        facts,
+        form=task.form,
+        labels=task.labels,
+        adapter=recipe.adapter,
+        device=place,
+        dtype=torch_dtype(rendering["dtype"]),
+        seed=recipe.seed,
+        activation_checkpointing=False,
+        prefix_examples=Batch(nothing, torch.ones_like(nothing), nothing[0], torch.ones(1)),  # the start replaces it
+        frozen=True,
+    )
+    put_start(model, trajectory)
+    save_artefact(rebuild(model, recipe, trajectory, step, learned), tokenizer, facts, folder, rendering)
