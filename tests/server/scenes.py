@@ -51,13 +51,13 @@ def serving(settings: Settings) -> Iterator[str]:
 
 
 @contextmanager
-def server_process(folder: Path, **options: Any) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """`tunefork.server.serve` in a process of its own, to be killed; gives the process and its base URL."""
+def server_process(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`tunefork serve` in a process of its own, to be killed; gives the process and its base URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = f"from pathlib import Path; from tunefork.server import serve; serve(data=Path({str(folder)!r}), port={port}"
-    process = subprocess.Popen([sys.executable, "-c", code + "".join(f", {k}={v!r}" for k, v in options.items()) + ")"])
+    command = [sys.executable, "-m", "tunefork", "serve", "--data", str(folder), "--port", str(port), *options]
+    process = subprocess.Popen(command)
     root = f"http://127.0.0.1:{port}"
     try:
         wait_for(lambda: process.poll() is not None or _answers(f"{root}/readyz"), 120)

@@ -89,7 +89,7 @@ class Seeded:
 
 
 def main() -> None:
-    catalogue = Catalogue(aliases=dict.fromkeys(("gpt-4o-mini", "gpt-6-astra"), "fork-tiny"))
+    catalogue = Catalogue(aliases=dict.fromkeys(("gpt-4o-mini", "gpt-5.4", "gpt-3.5-turbo-instruct"), "fork-tiny"))
     with tempfile.TemporaryDirectory() as folder:
         settings = settings_in(Path(folder) / "data", catalogue=catalogue)
         store = Store(settings)

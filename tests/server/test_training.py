@@ -217,7 +217,7 @@ def test_a_server_that_is_killed_goes_on_and_a_lost_database_is_rebuilt(
     mine.database_path.write_bytes(damaged)
     with server_process(mine.data) as (process, _):
         assert process.wait() != 0
-    with server_process(mine.data, recover=True) as (_, url):
+    with server_process(mine.data, "--recover") as (_, url):
         client = client_of(url)
         assert client.fine_tuning.jobs.retrieve(cancelled).status == "cancelled"
         job = ended(client, id)

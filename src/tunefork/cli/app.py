@@ -16,7 +16,8 @@ from rich.markup import escape
 
 from tunefork import __version__
 from tunefork.cli.options import recipe_command
-from tunefork.cli.output import emit, screen, table_of
+from tunefork.cli.screen import Json, emit, empty_table, screen
+from tunefork.cli.server import keys_app, serve
 from tunefork.errors import DataError
 from tunefork.recipe import Recipe
 
@@ -31,8 +32,9 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at rows before training on them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(keys_app, name="keys")
+app.command()(serve)
 
-Json = Annotated[bool, typer.Option("--json", help="machine-readable results alone on stdout")]
 Run = Annotated[Path, typer.Argument(help="the folder of a run")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
 
@@ -98,7 +100,7 @@ def train(
 
 
 def _show_spread(console: Console, found: SeedsResult) -> None:
-    table = table_of("metric", right=("mean", "sd", "min", "max"), title=f"{len(found.runs)} seeds")
+    table = empty_table("metric", right=("mean", "sd", "min", "max"), title=f"{len(found.runs)} seeds")
     for metric, s in found.spread.items():
         sd = "–" if s["sd"] is None else f"{s['sd']:.3f}"
         table.add_row(metric, f"{s['mean']:.3f}", sd, f"{s['min']:.3f}", f"{s['max']:.3f}")
@@ -142,7 +144,7 @@ def compare(
     console = screen(as_json)
     names = [name.strip() for name in methods.split(",") if name.strip()] if methods else None
     found = workflows.compare(recipe, names, on_cell=lambda name: console.print(f"[dim]{escape(name)} …[/]"))
-    table = table_of("", right=(found.metric, "against the best baseline", "time", "peak memory"))
+    table = empty_table("", right=(found.metric, "against the best baseline", "time", "peak memory"))
     for cell in found.cells:
         if cell.error is not None:
             table.add_row(escape(cell.name), f"[yellow]{escape(cell.error)}[/]", "", "", "")
@@ -276,7 +278,7 @@ def methods(as_json: Json = False) -> None:
     if as_json:
         emit([asdict(info) for info in list_methods()])
         return
-    table = table_of("method", "what it does", "adapters", "memory")
+    table = empty_table("method", "what it does", "adapters", "memory")
     for info in list_methods():
         table.add_row(info.name, f"{info.summary} ({info.paper})", ", ".join(info.adapters), info.memory)
     screen(False).print(table)
@@ -290,7 +292,7 @@ def tasks(as_json: Json = False) -> None:
     if as_json:
         emit([asdict(info) for info in list_tasks()])
         return
-    table = table_of("task", "kind", "metric", "what it asks", "from")
+    table = empty_table("task", "kind", "metric", "what it asks", "from")
     for info in list_tasks():
         table.add_row(info.name, info.kind, info.metric, escape(info.summary), escape(info.source))
     screen(False).print(table)

@@ -2,7 +2,14 @@
 
 from tunefork.models import guard  # isort: skip  # first: peft, imported below, imports bitsandbytes
 from tunefork.models.adapters import add_factors, bare_model, has_learned_prefix
-from tunefork.models.artefact import ArtefactInfo, load_artefact, read_artefact_info, save_artefact
+from tunefork.models.artefact import (
+    ArtefactInfo,
+    add_adapter,
+    artefact_tokenizer,
+    load_artefact,
+    read_artefact_info,
+    save_artefact,
+)
 from tunefork.models.base import load_base, load_tokenizer
 from tunefork.models.device import autocast, choose_device, choose_dtype, torch_dtype
 from tunefork.models.facts import ModelFacts, inspect_model
@@ -15,7 +22,9 @@ from tunefork.models.support import check_support, usable_positions
 __all__ = [
     "ArtefactInfo",
     "ModelFacts",
+    "add_adapter",
     "add_factors",
+    "artefact_tokenizer",
     "autocast",
     "bare_model",
     "check_support",

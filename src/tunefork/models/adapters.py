@@ -168,10 +168,10 @@ def add_prefix(
     return wrapped
 
 
-def wrap(model: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
+def wrap(model: PreTrainedModel, config: PeftConfig, seed: int, name: str = "default") -> PeftModel:
     """The model under PEFT with everything that is trained in fp32, drawn from `seed`."""
     with quiet(), own_randomness(model.device, seed):
-        wrapped = get_peft_model(model, config)
+        wrapped = get_peft_model(model, config, adapter_name=name)
     for module in wrapped.modules():
         if isinstance(module, ModulesToSaveWrapper):
             module.modules_to_save.float()

@@ -134,8 +134,8 @@ def load_artefact(
         nf4=info["adapter"] == "qlora",
         seed=0,
     )
-    model = _restored_head(loaded, info, dtype) if whole else _restored_adapter(loaded, folder, device)
-    tokenizer = load_tokenizer(facts) if whole else _tokenizer(folder)
+    model = _restored_head(loaded, info, dtype) if whole else add_adapter(loaded.model, folder)
+    tokenizer = load_tokenizer(facts) if whole else artefact_tokenizer(folder)
     return model.requires_grad_(False).eval(), tokenizer, facts
 
 
@@ -230,22 +230,39 @@ def base_facts(known: Mapping[str, Any], base: str | None = None) -> ModelFacts:
     return replace(facts, name=known["name"])
 
 
-def _restored_adapter(loaded: Loaded, folder: Path, device: torch.device) -> torch.nn.Module:
+def add_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str = "default") -> PeftModel:
+    """The model with an artefact's adapter under `name`, beside those it has already. Its own weights are not touched.
+
+    Raises RunError where the weights are damaged, or not those that adapter_config.json describes.
+    """
     config = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = False
-    model = wrap(loaded.model, config, seed=0)
+    if isinstance(model, PeftModel):
+        with quiet():
+            model.add_adapter(name, config)
+    else:
+        model = wrap(model, config, seed=0, name=name)
     try:
-        stored = load_file(folder / ADAPTER_FILE, device=str(device))
+        stored = load_file(folder / ADAPTER_FILE, device=str(model.device))
     except (OSError, SafetensorError) as error:
         raise RunError(
             f"{str(folder / ADAPTER_FILE)!r} must be a whole safetensors file. Received: {error}. Try a copy of it."
         ) from None
-    own = get_peft_model_state_dict(model, save_embedding_layers=False)
-    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
-    if shapes != {name: tuple(tensor.shape) for name, tensor in stored.items()}:
+    own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    shapes = {key: tuple(tensor.shape) for key, tensor in own.items()}
+    if shapes != {key: tuple(tensor.shape) for key, tensor in stored.items()}:
         raise RunError(f"{str(folder)!r} must hold the weights its adapter_config.json describes. Received others.")
-    set_peft_model_state_dict(model, stored)
+    set_peft_model_state_dict(model, stored, adapter_name=name)
     return model
+
+
+def artefact_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that was kept with an adapter. Raises MissingFileError where there is none."""
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise MissingFileError(f"An adapter's folder must hold its tokenizer. Received {str(folder)!r} without one.")
+    return tokenizer
 
 
 def _restored_head(loaded: Loaded, info: ArtefactInfo, dtype: torch.dtype) -> torch.nn.Module:
@@ -256,11 +273,3 @@ def _restored_head(loaded: Loaded, info: ArtefactInfo, dtype: torch.dtype) -> to
             if name not in trained and parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
     return loaded.model
-
-
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise MissingFileError(f"An adapter's folder must hold its tokenizer. Received {str(folder)!r} without one.")
-    return tokenizer

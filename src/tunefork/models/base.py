@@ -76,13 +76,15 @@ def load_base(
     labels: Sequence[str],
     device: torch.device,
     dtype: torch.dtype,
-) -> torch.nn.Module:
-    """The model as it is, frozen, in eval mode and in `dtype` (run it inside `autocast`).
+    *,
+    nf4: bool = False,
+) -> PreTrainedModel:
+    """The model as it is, frozen, in eval mode and in `dtype` (run it inside `autocast`); with `nf4`, quantised.
 
     With form head it has the head it was stored with if that has these labels, otherwise a fresh one (seed 0).
     """
     check_support(facts, "qlora" if facts.quantized else "lora", form, "evaluation")
-    loaded = load_transformers(facts, form=form, labels=labels, device=device, dtype=dtype, nf4=False, seed=0)
+    loaded = load_transformers(facts, form=form, labels=labels, device=device, dtype=dtype, nf4=nf4, seed=0)
     return loaded.model.requires_grad_(False).eval()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -83,6 +84,8 @@ def serve(
                 f"A server that others can reach must have an API key. Received --host {host} and no key. "
                 "Try `tunefork keys create --data DIR --project NAME` first, or --host 127.0.0.1."
             )
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what follows here is done
+        _log.info("serving %s from %s on %s port %d", ", ".join(settings.catalogue.models), data, host, port)
         app = create_app(settings, store)  # its own log has no queries; uvicorn's would
         uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=10)
         store.close()

@@ -16,11 +16,11 @@ from starlette.exceptions import HTTPException
 
 from tunefork import __version__
 from tunefork.files import clean_leftovers
-from tunefork.server.engine import Engine, NoEngine
 from tunefork.server.gate import Gate
+from tunefork.server.inference.engine import Engine
 from tunefork.server.jobs.queue import JobQueue
 from tunefork.server.problems import ApiError, from_http, from_validation
-from tunefork.server.routes import files, jobs, models, permissions, uploads
+from tunefork.server.routes import chat, completions, files, jobs, models, permissions, uploads
 from tunefork.server.settings import Settings
 from tunefork.server.state import Server
 from tunefork.server.store import Store
@@ -28,17 +28,17 @@ from tunefork.server.store import Store
 _ROOM = 64 * 2**20  # bytes of free disk under which the server says that it is not ready
 
 
-def create_app(settings: Settings, store: Store, engine: Engine | None = None) -> FastAPI:
+def create_app(settings: Settings, store: Store) -> FastAPI:
     """The server on an open store. The queue runs from the application's start to its end."""
-    server = Server(settings, store, JobQueue(settings, store), engine or NoEngine())
+    server = Server(settings, store, JobQueue(settings, store), Engine(settings))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         clean_leftovers(settings.blobs_path)
         server.queue.start()
         yield
+        await run_in_threadpool(server.engine.close)
         await run_in_threadpool(server.queue.close)
-        server.engine.close()
 
     app = FastAPI(
         title="Tunefork", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
@@ -49,8 +49,8 @@ def create_app(settings: Settings, store: Store, engine: Engine | None = None) -
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _unknown)
-    for router in (files.router, uploads.router, jobs.router, permissions.router, models.router):
-        app.include_router(router)
+    for part in (files, uploads, jobs, permissions, models, chat, completions):
+        app.include_router(part.router)
 
     @app.get("/healthz")
     def healthz() -> dict[str, Any]:

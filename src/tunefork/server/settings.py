@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -59,7 +59,10 @@ class Settings(BaseModel):
 
     slots: int = Field(default=1, ge=0, description="jobs that train at the same time")
     max_deaths: int = Field(default=3, ge=1, description="deaths of a worker without a new checkpoint before failing")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    bases_in_memory: int = Field(default=2, ge=1, description="bases, and whole tuned models, that answer")
+    adapters_in_memory: int = Field(default=16, ge=1, description="over each base")
+    batch_rows: int = Field(default=16, ge=1, description="answers that are computed together")
+    waiting_rows: int = Field(default=1024, ge=1, description="answers that may wait; more are refused with 503")
 
     json_bytes: int = Field(default=32 * _MB, ge=1, description="longest body of a request that is no upload")
     file_bytes: int = Field(default=512 * _MB, ge=1)

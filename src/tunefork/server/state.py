@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
-from tunefork.server.engine import Engine
+from tunefork.server.inference.engine import Engine
 from tunefork.server.jobs.queue import JobQueue
 from tunefork.server.settings import Settings
 from tunefork.server.store import Store

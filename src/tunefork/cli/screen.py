@@ -1,15 +1,18 @@
-"""Where a command's words and figures go."""
+"""Where results go: tables for people, JSON for machines."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+Json = Annotated[bool, typer.Option("--json", help="machine-readable results alone on stdout")]
 
 
 def screen(machine: bool) -> Console:
@@ -24,7 +27,7 @@ def emit(value: Any) -> None:
     sys.stdout.write("\n")
 
 
-def table_of(*left: str, right: Sequence[str] = (), title: str | None = None) -> Table:
+def empty_table(*left: str, right: Sequence[str] = (), title: str | None = None) -> Table:
     """An empty table with these columns, those of `right` (figures) at the right edge."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in left:

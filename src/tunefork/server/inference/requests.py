@@ -1,0 +1,151 @@
+"""What a request for answers may say, as the specification has it: what is used, what is refused, what is ignored."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from tunefork.server.inference.rows import Sampling
+from tunefork.server.jobs.requests import Body
+from tunefork.server.problems import ApiError
+
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Tokens = Annotated[int, Field(ge=0)]
+Stop = Annotated[str, Field(min_length=1)]
+_UNUSED = {  # OpenAI's service has these; here they change nothing, and a reply names those that were given
+    *("audio", "metadata", "moderation", "parallel_tool_calls", "prediction", "prompt_cache_key"),
+    *("prompt_cache_options", "prompt_cache_retention", "reasoning_effort", "safety_identifier", "service_tier"),
+    *("store", "suffix", "user", "verbosity", "web_search_options"),
+}
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+    include_obfuscation: bool = False  # nothing is hidden here: answers go to whoever asked, over one's own TLS
+
+
+class Asked(Body):
+    """What chat and legacy completions have in common. `null` is as if it were not given."""
+
+    model: Annotated[str, Field(min_length=1)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    max_tokens: Tokens | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    ignored: tuple[str, ...] = ()  # names of _UNUSED that were given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _set_aside(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        ignored = tuple(sorted(key for key in _UNUSED & given.keys() if given[key] is not None))
+        return {**{key: value for key, value in given.items() if key not in _UNUSED}, "ignored": ignored}
+
+    @property
+    def answers(self) -> int:
+        return self.n or 1
+
+    @property
+    def with_usage(self) -> bool:
+        """Whether a stream ends with a chunk that has the usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def samplings(self, room: int, vocabulary: int, limit: int | None, top: int | None) -> list[Sampling]:
+        """One an answer: at most `limit` tokens, and what there is room for. Raises ApiError for a bias of no token."""
+        bias = {token: value for token, value in (self.logit_bias or {}).items() if value}
+        if wrong := [t for t in bias if not (t.isascii() and t.isdecimal() and int(t) < vocabulary)]:
+            message = f"Invalid key in 'logit_bias': {wrong[0][:40]!r}. Keys must be ids of this model's tokens."
+            raise ApiError(message, param="logit_bias", code="invalid_value")
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        first = secrets.randbits(62) if self.seed is None else self.seed
+        return [
+            Sampling(
+                longest=room if limit is None else min(limit, room),
+                seed=(first + number) % 2**63,
+                temperature=1.0 if self.temperature is None else self.temperature,
+                top_p=1.0 if self.top_p is None else self.top_p,
+                frequency_penalty=self.frequency_penalty or 0.0,
+                presence_penalty=self.presence_penalty or 0.0,
+                bias={int(token): value for token, value in bias.items()},
+                stop=stop,
+                top=top,
+            )
+            for number in range(self.answers)
+        ]
+
+
+class ChatAsked(Asked):
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    max_completion_tokens: Tokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    functions: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None  # the older name of tools
+    function_call: Literal["none", "auto"] | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    modalities: list[Literal["text", "audio"]] | None = None
+
+    @property
+    def top(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def offered(self) -> list[Mapping[str, Any]]:
+        """The tools that the model is shown."""
+        if "none" in (self.tool_choice, self.function_call):
+            return []
+        return [*(self.tools or ()), *({"type": "function", "function": f} for f in self.functions or ())]
+
+    def check(self) -> None:
+        """Raises ApiError for what would be promised and not held."""
+        if self.top_logprobs is not None and not self.logprobs:
+            message = "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled."
+            raise ApiError(message, param="top_logprobs", code="invalid_value")
+        if self.response_format is not None and self.response_format.get("type") != "text":
+            message = "Answers are not held to a format here: 'response_format' must be {'type': 'text'}."
+            raise ApiError(message, param="response_format", code="unsupported_value")
+        if "audio" in (self.modalities or ()):
+            message = "Answers are text here: 'modalities' must be ['text']."
+            raise ApiError(message, param="modalities", code="unsupported_value")
+        for name in ("tool_choice", "function_call"):
+            if getattr(self, name) not in (None, "none", "auto"):
+                message = f"No tool can be forced here: '{name}' must be 'none' or 'auto'."
+                raise ApiError(message, param=name, code="unsupported_value")
+
+
+class TextAsked(Asked):
+    prompt: str | list[str] | list[int] | list[list[int]] | None = None
+    max_tokens: Tokens | None = 16
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    best_of: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    def check(self) -> None:
+        """Raises ApiError for what would be promised and not held."""
+        if (self.best_of or 0) > self.answers:
+            message = "Every answer is returned here: 'best_of' must not be more than 'n'."
+            raise ApiError(message, param="best_of", code="unsupported_value")
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One or several, as text or as ids."""
+        given = self.prompt or ""
+        if isinstance(given, str) or isinstance(given[0], int):
+            return [given]  # type: ignore[list-item]  # pyright: ignore[reportReturnType]
+        return list(given)  # type: ignore[arg-type]  # pyright: ignore[reportReturnType]
