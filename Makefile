@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # pytest-xdist workers; each test process computes with one thread
 WORKERS ?= 2
 
-.PHONY: demo test test-all lint types budget readme clean
+.PHONY: demo test test-all conformance lint types budget readme clean
 
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,9 @@ test: $(VENV)/.dev  ## under 12 minutes on two cores
 
 test-all: $(VENV)/.dev  ## everything, the long ones too
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+conformance: $(VENV)/.dev  ## openai-python's own tests against the server; skipped where their source cannot be had
+	$(BIN)/python -m tests.server.conformance
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
