@@ -28,13 +28,13 @@ def test_the_recipe_page_is_current() -> None:
 
 def test_the_readme_names_every_command() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    commands = "train evaluate compare predict chat export report methods tasks demo doctor"
+    commands = "train evaluate compare predict chat export report methods tasks demo doctor serve keys"
     missing = [name for name in [*commands.split(), "data check", "data show"] if f"`{name}`" not in readme]
     assert missing == []
 
 
 def test_presets_are_listed_with_their_source() -> None:
-    kinds = {"classification", "choice", "generation", "chat", "scoring"}
+    kinds = {"classification", "choice", "generation", "chat", "preference", "scoring"}
     published = [info for info in list_tasks() if info.name not in kinds]
     assert len(published) >= 17
     assert all(info.summary for info in published)

@@ -22,6 +22,7 @@ class Batch:
     read_at: torch.Tensor | None = None  # [S] int64: position whose logits choose among `options`
     options: torch.Tensor | None = None  # [S, C] int64 token ids of single-token candidates, -1 where there are fewer
     gold: torch.Tensor | None = None  # [R] int64: right candidate or class
+    beta: float | None = None  # each row's two candidates are a preferred text and another one; see preference_losses
     head: bool = False  # classes come from a classification head
 
     @property

@@ -19,6 +19,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "sharegpt": ("conversations", "messages"),
     "alpaca": ("instruction", "output"),
     "prompt_completion": ("prompt", "completion"),
+    "preference": ("preferred_output", "non_preferred_output"),
 }
 _MISSING = object()
 
@@ -27,8 +28,9 @@ def detect_layout(rows: Sequence[Row]) -> Layout:
     """The layout all rows share, told from their keys.
 
     `messages` is openai or sharegpt by the roles inside, `conversations` sharegpt, `instruction` with `output` alpaca,
-    `prompt` with `completion` prompt_completion, `text` alone text, anything else columns. A row that lacks part of
-    its layout's keys does not change the layout. Raises DataError naming the first row of a second layout.
+    `prompt` with `completion` prompt_completion, `preferred_output` with `non_preferred_output` preference, `text`
+    alone text, anything else columns. A row that lacks part of its layout's keys does not change the layout. Raises
+    DataError naming the first row of a second layout.
     """
     first: tuple[Layout, Row] | None = None
     plain: list[Row] = []
@@ -66,6 +68,8 @@ def _layout_of(values: Mapping[str, Any]) -> Layout | None:
         return "sharegpt"
     if "instruction" in values and "output" in values:
         return "alpaca"
+    if all(key in values for key in _KEYS["preference"]):
+        return "preference"
     return "prompt_completion" if "prompt" in values and "completion" in values else None
 
 
@@ -83,8 +87,9 @@ def apply_layout(
 
     First each name of `fields` gets the value of its column (a dotted path reaches into objects); then the layout adds
     `prompt` and `completion` (prompt_completion, alpaca), `messages` in OpenAI's shape and `tools` as a list
-    (sharegpt, openai), `text` (text), or nothing (columns). Rows that cannot be used are left out, with findings.
-    Without `answers`, as for prediction, what is learned may be missing: label columns, completions, the last reply.
+    (sharegpt, openai), `preferred` and `rejected` beside them (preference), `text` (text), or nothing (columns). Rows
+    that cannot be used are left out, with findings. Without `answers`, as for prediction, what is learned may be
+    missing: label columns, completions, the last reply.
 
     Raises DataError for a column no row has, a role that is not known, or mixed layouts under `auto`.
     """
@@ -143,6 +148,8 @@ def _with_fields(rows: Sequence[Row], fields: Mapping[str, str], tally: Tally, a
 def _laid_out(row: Row, layout: Layout, tally: Tally, renamed: Renamed, answers: bool) -> Mapping[str, Any] | Problem:
     if layout in ("openai", "sharegpt"):
         return conversation(row, tally, renamed, sharegpt=layout == "sharegpt", answers=answers)
+    if layout == "preference":
+        return _preference(row, tally, renamed)
     if layout == "alpaca":
         return _alpaca(row, answers)
     if layout == "prompt_completion":
@@ -151,6 +158,25 @@ def _laid_out(row: Row, layout: Layout, tally: Tally, renamed: Renamed, answers:
         text = _required(row.values, "text")
         return text if isinstance(text, Problem) else {**row.values, "text": text}
     return row.values
+
+
+def _preference(row: Row, tally: Tally, renamed: Renamed) -> Mapping[str, Any] | Problem:
+    """OpenAI's shape: `input` with messages, and two outputs of one message of the assistant each."""
+    given, replies = row.values.get("input"), []
+    if not isinstance(given, Mapping):
+        return Problem("missing-field", "no object `input`")
+    asked = conversation(replace(row, values=given), tally, renamed, sharegpt=False, answers=False)
+    if isinstance(asked, Problem):
+        return asked
+    for key in _KEYS["preference"]:
+        values = {"messages": row.values.get(key)}
+        output = conversation(replace(row, values=values), tally, renamed, sharegpt=False, answers=True)
+        if isinstance(output, Problem):
+            return Problem(output.code, f"in `{key}`, {output.what}")
+        if len(output["messages"]) != 1 or output["messages"][0].get("tool_calls"):
+            return Problem("bad-message", f"`{key}` is not one message of text")
+        replies.append(output["messages"][0]["content"])
+    return {**asked, "preferred": replies[0], "rejected": replies[1]}
 
 
 def _alpaca(row: Row, answers: bool) -> Mapping[str, Any] | Problem:

@@ -96,11 +96,12 @@ def look_metrics(
 ) -> tuple[str, float, bool, Mapping[str, float]]:
     """A look at dev during training: (choosing metric, its value, whether higher is better, all metrics).
 
-    Candidates: the task's metrics. Text and chat: the loss (lower is better), unless the task's choosing metric is
-    one of generated text. Rows without a right answer are left out. Raises DataError when there are no others.
+    Candidates: the task's metrics. Text, chat and preference: the loss (lower is better), unless
+    the task's choosing metric is one of generated text. Rows without a right answer are left out. Raises DataError
+    when there are no others.
     """
     task = asking.task
-    if task.form in ("text", "chat") and task.metric == LOSS:
+    if task.metric == LOSS:
         loss = mean_loss(model, asking, rendered)
         return LOSS, loss, False, {LOSS: loss}
     known = [e for e in examples if e.gold is not None or e.golds or e.references or e.answer or e.messages]

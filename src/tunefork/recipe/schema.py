@@ -9,8 +9,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 Auto = Literal["auto"]
 ModelKind = Literal["causal", "masked", "encoder"]
 AdapterName = Literal["none", "lora", "qlora", "dora", "prefix", "head"]
-Layout = Literal["auto", "columns", "prompt_completion", "alpaca", "sharegpt", "openai", "text"]
-TaskKind = Literal["classification", "choice", "generation", "chat", "scoring"]
+Layout = Literal["auto", "columns", "prompt_completion", "alpaca", "sharegpt", "openai", "preference", "text"]
+TaskKind = Literal["classification", "choice", "generation", "chat", "preference", "scoring"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 BaselineName = Literal["majority", "tfidf", "zero_shot", "in_context", "probe", "lead3"]
 
@@ -104,7 +104,7 @@ class DataSection(Section):
 class TaskSection(Section):
     """What is asked of the model. Everything but the name overrides what the preset or kind says."""
 
-    name: str = Field(description="a kind (classification, choice, generation, chat, scoring) or a preset")
+    name: str = Field(description="a kind (classification, choice, generation, chat, preference, scoring) or a preset")
     form: Literal["auto", "verbalizer", "head"] = Field(
         default="auto", description="answer in words (verbalizer) or through a classification head"
     )
@@ -122,6 +122,9 @@ class TaskSection(Section):
         default=None, description="generation ends at these strings, besides the end token"
     )
     max_new_tokens: int | None = Field(default=None, ge=1, description="longest generated answer, in tokens")
+    beta: float = Field(
+        default=0.1, gt=0, le=2, description="preference: how closely the model is held to the one it started from"
+    )
     chat_template: bool = Field(default=False, description="put the prompt through the model's chat template")
 
 

@@ -32,7 +32,7 @@ class Renderer:
         self, tokenizer: Any, model_kind: ModelKind, task: Task, max_length: int, use_chat_template: bool
     ) -> None:
         self.tokenizer, self.model_kind, self.task = tokenizer, model_kind, task
-        self.max_length, self.chat_template = max_length, use_chat_template or task.form == "chat"
+        self.max_length, self.chat_template = max_length, use_chat_template or bool(task.form == "chat" or task.beta)
         self.start, self.end = _specials(tokenizer)
         self.pad = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
         if self.chat_template:
@@ -52,6 +52,8 @@ class Renderer:
             return self._conversation(example, example)
         if self.task.form == "head":
             return [self._head(example)]
+        if self.task.objective == "preference":
+            return [self._preference(example)]
         if self.task.form == "text":
             return self._text(example)
         return [self._masked(example) if self.model_kind == "masked" else self._candidates(example)]
@@ -82,7 +84,8 @@ class Renderer:
             return head_batch(rendered, self.pad)
         if learn and self.objective == "answer":
             return answer_batch(rendered, self.pad)
-        return candidate_batch(rendered, self.pad)
+        found = candidate_batch(rendered, self.pad)
+        return found if self.task.beta is None else replace(found, beta=self.task.beta)
 
     def describe(self) -> dict[str, Any]:
         """What decides the rendering, as JSON: kept with the model so that it is asked the same way.
@@ -208,21 +211,34 @@ class Renderer:
         question = self._question(example)
         texts = [c.lstrip() for c in example.candidates] if self.chat_template else example.candidates
         prompt, answers = self._continued(question, tuple(texts))
-        shared = len(prompt)
         single = _single(answers)
-        longest = 0 if single else max(len(a) for a in answers)
-        if not shared:
+        if not prompt:
             raise DataError(
                 f"{example.source}: a candidate must follow a prompt of at least one token. Received "
                 f"{question[-40:]!r} before {texts[0]!r}. Try a longer task.prompt."
             )
+        fitted = self._before(example, prompt, 0 if single else max(len(a) for a in answers))
+        return replace(fitted, candidates=answers, read_at=len(fitted.ids) - 1 if single else None)
+
+    def _preference(self, example: Example) -> Rendered:
+        """The conversation, and after it each reply as the template writes it, with its stop token."""
+        chats = [replace(example, messages=(*example.messages, Message("assistant", c))) for c in example.candidates]
+        wholes = [self._encoded(chat_texts(self.tokenizer, chat)[-1]) for chat in chats]
+        first = min(trained.index(True) for _, trained in wholes)
+        shared = common_prefix(wholes[0][0][:first], [ids for ids, _ in wholes])
+        ends = [len(trained) - trained[::-1].index(True) for _, trained in wholes]
+        answers = tuple(tuple(ids[shared:end]) for (ids, _), end in zip(wholes, ends, strict=True))
+        fitted = self._before(example, wholes[0][0][:shared], max(len(a) for a in answers))
+        return replace(fitted, candidates=answers)
+
+    def _before(self, example: Example, prompt: list[int], longest: int) -> Rendered:
+        """The prompt, cut so that the longest candidate fits behind it."""
         if longest >= self.max_length:
             raise DataError(
                 f"{example.source}: a candidate and one token of its prompt must fit {self.max_length} tokens. "
                 f"Received a candidate of {longest}. Try a larger model.max_length, or leave the row out."
             )
-        fitted = self._fitted(example, prompt, [False] * shared, room=self.max_length - longest)
-        return replace(fitted, candidates=answers, read_at=len(fitted.ids) - 1 if single else None)
+        return self._fitted(example, prompt, [False] * len(prompt), room=self.max_length - longest)
 
     def _text(self, example: Example) -> list[Rendered]:
         """Prompt, answer and end token; trained on the answer and the end token."""

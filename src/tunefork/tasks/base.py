@@ -13,7 +13,7 @@ MASK = "[MASK]"  # where a masked prompt has its answer, whatever the tokenizer'
 
 
 Form = Literal["verbalizer", "choice", "head", "text", "chat"]
-Objective = Literal["candidates", "answer"]
+Objective = Literal["candidates", "answer", "preference"]
 Role = Literal["system", "user", "assistant", "tool"]
 
 
@@ -81,6 +81,7 @@ class Task(Protocol):
     form: Form
     objective: Objective
     automatic_objective: bool  # nobody asked for `objective`: the renderer takes candidates where labels are one token
+    beta: float | None  # of the objective `preference`
     wording: Mapping[str, Any]  # templates and label names, as JSON: what decides the text
     metric: str  # chooses the best checkpoint
     metrics: tuple[str, ...]

@@ -13,6 +13,7 @@ from tunefork.tasks.base import Example, Task, TaskInfo
 from tunefork.tasks.chat import ChatTask
 from tunefork.tasks.choice import ChoiceTask
 from tunefork.tasks.labelled import LabelledTask, find_labels
+from tunefork.tasks.preference import PreferenceTask
 from tunefork.tasks.spec import find_spec, list_specs
 from tunefork.tasks.text import TextTask
 
@@ -46,6 +47,8 @@ def make_task(
         )
     if spec.kind == "choice":
         return ChoiceTask(spec, section, rows)
+    if spec.kind == "preference":
+        return PreferenceTask(spec, section)
     return ChatTask(spec) if spec.kind == "chat" else TextTask(spec, section)
 
 

@@ -32,7 +32,7 @@ class ChatTask(SpecTask):
                 f"{row.source}: a chat row must have a list `messages`. Received {shorten(given)}; the row has "
                 f"{', '.join(sorted(map(str, row.values)))}. Try --layout sharegpt or openai."
             )
-        messages = tuple(_message(m, row.source) for m in given)
+        messages = tuple(chat_message(m, row.source) for m in given)
         last = messages[-1]
         return Example(
             source=row.source,
@@ -47,7 +47,8 @@ class ChatTask(SpecTask):
         return text_statistics(self.metrics, predictions)
 
 
-def _message(given: Any, source: str) -> Message:
+def chat_message(given: Any, source: str) -> Message:
+    """A message of OpenAI's shape. Raises DataError for another."""
     if not isinstance(given, Mapping) or given.get("role") not in get_args(Role):
         raise DataError(
             f"{source}: a message's role must be one of {', '.join(get_args(Role))}. Received {shorten(given)}."

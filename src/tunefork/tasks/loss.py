@@ -6,9 +6,11 @@ import functools
 import inspect
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 from tunefork.batch import Batch
+from tunefork.errors import RecipeError
 
 IGNORED = -100
 
@@ -18,10 +20,30 @@ def row_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
     With `gold` it is the cross-entropy over candidates or classes; else that of the target tokens.
     """
+    if batch.beta is not None:
+        return preference_losses(model, batch, batch.beta)
     if batch.gold is None:
         sums, _ = _token_sums(model, batch)
         return torch.zeros(batch.rows, device=sums.device).index_add(0, batch.row, -sums)
     return -row_scores(model, batch).gather(1, batch.gold[:, None]).squeeze(1)
+
+
+def preference_losses(model: torch.nn.Module, batch: Batch, beta: float) -> torch.Tensor:
+    """fp32 [R]: -log sigmoid(beta x (the preferred text's gain - the other's)), DPO (arXiv 2305.18290, equation 7).
+
+    A text's gain is its log-probability, summed over its tokens, above that under the model without its adapter,
+    which is asked without dropout. Raises RecipeError for a model that has no adapter to leave out.
+    """
+    if not isinstance(model, PeftModel):
+        raise RecipeError("A preference is learned by an adapter over a fixed model. Try --adapter lora.")
+    training = model.training
+    sums, _ = _token_sums(model, batch)
+    with torch.no_grad(), model.disable_adapter():
+        model.eval()
+        reference, _ = _token_sums(model, batch)
+    model.train(training)
+    gains = (sums - reference).view(batch.rows, 2)
+    return -torch.nn.functional.logsigmoid(beta * (gains[:, 0] - gains[:, 1]))
 
 
 def row_scores(model: torch.nn.Module, batch: Batch) -> torch.Tensor:

@@ -25,6 +25,7 @@ _SETTINGS: Mapping[TaskKind, frozenset[str]] = {  # of the recipe's `task`, by t
     "choice": frozenset({"prompt", "choices", "objective", "metric", "chat_template"}),
     "generation": frozenset({"prompt", "answer", "stop", "max_new_tokens", "metric", "chat_template"}),
     "chat": frozenset({"stop", "max_new_tokens", "metric", "chat_template"}),
+    "preference": frozenset({"beta", "metric"}),
 }
 
 
@@ -68,6 +69,7 @@ class SpecTask:
     labels: tuple[str, ...] = ()
     objective: Objective = "answer"
     automatic_objective = True
+    beta: float | None = None
 
     def __init__(self, spec: TaskSpec, known: Collection[str]) -> None:
         for metric in spec.metrics:

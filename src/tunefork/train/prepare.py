@@ -130,6 +130,11 @@ def prepare(recipe: Recipe) -> Job:
 
     resolved = resolve(recipe, _situation(recipe, facts, renderer, device, dtype, dtype_reason, rendered))
     adapter = resolved.recipe.adapter.name
+    if task.objective == "preference" and (adapter not in ("lora", "dora", "qlora") or not method.needs_backward):
+        raise RecipeError(
+            "A preference is learned by back-propagation in an adapter over a fixed model. Received method "
+            f"{method.name} and adapter {adapter}. Try --method backprop --adapter lora."
+        )
     checkpointing = bool(resolved.recipe.train.activation_checkpointing)
     if adapter != "auto":  # again, now that it is a name
         check_support(facts, adapter, task.form, method.name, activation_checkpointing=checkpointing)
@@ -192,7 +197,7 @@ def _situation(
     rendered: Mapping[str, Sequence[Rendered]],
 ) -> Situation:
     spread = [len(r.candidates) for r in rendered["train"] if r.candidates and r.read_at is None]
-    fanned_out = max(spread, default=1) if renderer.objective == "candidates" else 1
+    fanned_out = max(spread, default=1) if renderer.objective != "answer" else 1
     return Situation(
         model_kind=facts.kind,
         parameters=facts.parameters,

@@ -13,11 +13,15 @@ from tunefork.recipe.resolve import _learning_rate as automatic_learning_rate
 from tunefork.server.settings import Settings
 from tunefork.server.store import Job
 
-METHODS = ("supervised",)
+METHODS = ("supervised", "dpo")
 ADAPTERS = ("lora", "dora", "qlora", "none")  # those whose result can be served
 
 _EPOCHS, _LEAST, _MOST = 3, 100, 25_000
-_TASKS = {"chat": ("chat", "openai"), "completion": ("generation", "prompt_completion")}
+_TASKS = {
+    "chat": ("chat", "openai"),
+    "completion": ("generation", "prompt_completion"),
+    "preference": ("preference", "preference"),
+}
 _MANAGED = {
     "learning_rate",
     "batch_size",
@@ -36,7 +40,7 @@ def resolve_hyperparameters(given: Mapping[str, Any], examples: int) -> dict[str
 
     `n_epochs`: 3, more for few examples (at least 100 are seen, in at most 25 epochs), fewer for many (at most 25,000),
     as OpenAI's cookbook tells. `batch_size`: 0.2 % of the examples, 1 to 256. `learning_rate_multiplier`: 1, and 1 is
-    the rate the recipe takes for this adapter and size of model. `beta`: 0.1.
+    the rate the recipe takes for this adapter and size of model, a tenth of it for preferences. `beta`: 0.1.
     """
     epochs = _EPOCHS
     if examples * _EPOCHS < _LEAST:
@@ -78,12 +82,13 @@ def recipe_of(job: Job, settings: Settings, folder: Path, parameters: int) -> Re
     section = settings.catalogue.models[job.base].model_dump(exclude_unset=True)
     kind = adapter["name"] if isinstance(adapter, dict) else adapter
     rate, _ = automatic_learning_rate(kind, parameters)
+    rate *= 0.1 if task == "preference" else 1.0
     every = _every(job.method["examples"], chosen["batch_size"], chosen["n_epochs"], train.get("max_steps"))
     valid = folder / "valid.jsonl"
     return make_recipe(
         {
             "model": {**section, "kind": "causal"},
-            "task": task,
+            "task": {"name": task, "beta": chosen["beta"]} if task == "preference" else task,
             "data": {
                 "train": str(folder / "train.jsonl"),
                 **({"dev": str(valid)} if job.validation_file else {"dev_fraction": 1e-9}),

@@ -116,8 +116,8 @@ def _check_preference(row: Mapping[str, Any], where: str) -> None:
     for name in ("preferred_output", "non_preferred_output"):
         output = row.get(name) or []
         _check_messages(output, f"{where}, {name}", None)
-        if len(output) != 1 or output[0]["role"] != "assistant":
-            raise _WrongLineError(f"{where}, {name} must be one message of the assistant.")
+        if len(output) != 1 or output[0]["role"] != "assistant" or not output[0].get("content"):
+            raise _WrongLineError(f"{where}, {name} must be one message of the assistant, of text.")
 
 
 def _check_messages(messages: Any, where: str, tools: Any) -> None:
