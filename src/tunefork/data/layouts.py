@@ -170,7 +170,7 @@ def _preference(row: Row, tally: Tally, renamed: Renamed) -> Mapping[str, Any] |
         return asked
     for key in _KEYS["preference"]:
         values = {"messages": row.values.get(key)}
-        output = conversation(replace(row, values=values), tally, renamed, sharegpt=False, answers=True)
+        output = conversation(replace(row, values=values), Tally(), renamed, sharegpt=False, answers=True)
         if isinstance(output, Problem):
             return Problem(output.code, f"in `{key}`, {output.what}")
         if len(output["messages"]) != 1 or output["messages"][0].get("tool_calls"):

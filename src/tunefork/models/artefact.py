@@ -235,6 +235,12 @@ def add_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str = "d
 
     Raises RunError where the weights are damaged, or not those that adapter_config.json describes.
     """
+    try:
+        stored = load_file(folder / ADAPTER_FILE, device=str(model.device))
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"{str(folder / ADAPTER_FILE)!r} must be a whole safetensors file. Received: {error}. Try a copy of it."
+        ) from None
     config = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = False
     if isinstance(model, PeftModel):
@@ -242,12 +248,6 @@ def add_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str = "d
             model.add_adapter(name, config)
     else:
         model = wrap(model, config, seed=0, name=name)
-    try:
-        stored = load_file(folder / ADAPTER_FILE, device=str(model.device))
-    except (OSError, SafetensorError) as error:
-        raise RunError(
-            f"{str(folder / ADAPTER_FILE)!r} must be a whole safetensors file. Received: {error}. Try a copy of it."
-        ) from None
     own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     shapes = {key: tuple(tensor.shape) for key, tensor in own.items()}
     if shapes != {key: tuple(tensor.shape) for key, tensor in stored.items()}:

@@ -16,14 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunefork.errors import TuneforkError
 from tunefork.evaluate.generate import end_tokens
-from tunefork.models import (
-    ModelFacts,
-    artefact_tokenizer,
-    inspect_model,
-    load_tokenizer,
-    read_artefact_info,
-)
+from tunefork.models import ModelFacts, artefact_tokenizer, inspect_model, load_tokenizer, read_artefact_info
 from tunefork.recipe import DataSection, TaskSection
 from tunefork.render import Renderer
 from tunefork.server.inference.hosts import Host
@@ -130,11 +125,9 @@ class Engine:
                 self._pool.submit(self._forget, folder).add_done_callback(_logged)
 
     def close(self) -> None:
-        """Ends every answer where it is."""
+        """Ends after the slice that is being computed."""
         with self._lock:
             self._closing = True
-            for waiting in self._queue:
-                waiting.row.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _wake(self) -> None:
@@ -148,6 +141,7 @@ class Engine:
             if batch:
                 self._extend(batch)
         except BaseException as error:
+            self._hosts.pop(batch[0].host, None)  # whatever it was left as: it is loaded anew
             for waiting in batch:
                 waiting.row.fail(error)
             raise
@@ -184,13 +178,22 @@ class Engine:
         excess = len({*host.adapters, *wanted} - {None}) - self.settings.adapters_in_memory
         for folder in spare[: max(0, excess)]:
             host.evict(folder)
+        names: list[str] = []
         for waiting in batch:
+            try:
+                names.append(host.use(waiting.over))
+            except TuneforkError as error:  # of this model alone; a part of it may be in memory, so that is left
+                waiting.row.fail(error)
+                self._hosts.pop(waiting.host, None)
             if not waiting.row.ends:
                 waiting.row.ends = end_tokens(host.model, waiting.renderer)
-        room = min(waiting.voice.positions - len(waiting.row.ids) for waiting in batch)
-        tokens = min(_SLICE, room, max(waiting.row.left for waiting in batch))
+        ready = [waiting for waiting in batch if not waiting.row.failed]
+        if not ready:
+            return
+        room = min(waiting.voice.positions - len(waiting.row.ids) for waiting in ready)
+        tokens = min(_SLICE, room, max(waiting.row.left for waiting in ready))
         alone = batch[0].voice.adapter == "dora"
-        host.extend([waiting.row for waiting in batch], wanted, tokens, alone=alone)
+        host.extend([waiting.row for waiting in ready], names, tokens, alone=alone)
 
     def _host(self, waiting: _Waiting) -> Host:
         key = waiting.host

@@ -47,8 +47,10 @@ class Host:
         self.adapters: OrderedDict[Path, str] = OrderedDict()  # least used first
         self._names = (f"adapter{n}" for n in itertools.count())
 
-    def use(self, folder: Path) -> str:
-        """The adapter's name in the model. Raises RunError where it was trained on another base, or is damaged."""
+    def use(self, folder: Path | None) -> str:
+        """The adapter's name in the model; None is the base itself. Raises RunError for another base's, or damage."""
+        if folder is None:
+            return _BASE
         if folder not in self.adapters:
             if read_artefact_info(folder)["base"]["fingerprint"] != self.facts.fingerprint:
                 raise RunError(f"An adapter needs the base it was trained on. {self.facts.name!r} has changed since.")
@@ -69,12 +71,11 @@ class Host:
         self.model.set_adapter(next(iter(self.adapters.values())), inference_mode=True)
         self.model.delete_adapter(name)
 
-    def extend(self, rows: Sequence[Row], folders: Sequence[Path | None], tokens: int, *, alone: bool) -> None:
-        """Up to `tokens` more tokens for every row, computed together.
+    def extend(self, rows: Sequence[Row], names: Sequence[str], tokens: int, *, alone: bool) -> None:
+        """Up to `tokens` more tokens for every row under the adapter of its name, computed together.
 
         `alone`: the rows share one adapter of a kind (DoRA) that PEFT does not mix with others in a batch.
         """
-        names = [_BASE if folder is None else self.use(folder) for folder in folders]
         if alone:
             self.model.set_adapter(names[0], inference_mode=True)
         mix = bool(self.adapters) and not alone

@@ -66,7 +66,7 @@ class Row:
         self.prompt, self.sampling, self.tokenizer, self.ends, self.tell = prompt, sampling, tokenizer, ends, tell
         self.read_prompt = read_prompt
         self.generated: list[int] = []
-        self.done = False
+        self.done = self.failed = False
         self._generator: torch.Generator | None = None
         self._from, self._told = 0, 0  # of `generated`: where the decoded window begins, and what it has told
         self._text, self._tokens, self._places = "", [], []  # not told yet: it may become a stop string
@@ -86,13 +86,14 @@ class Row:
 
     def fail(self, error: BaseException) -> None:
         if not self.done:
-            self.done = True
             self.tell(Piece(error=error))
+        self.done = self.failed = True
 
     def choose(self, logits: torch.Tensor) -> int:
         """The next token, from fp32 logits [V]. Tells what it makes known."""
         token = self._draw(logits)
-        shown = self._shown(token, logits) if self.sampling.top is not None and token not in self.ends else None
+        wanted = self.sampling.top is not None and token not in self.ends
+        shown = self._measured(self.ids, token, logits) if wanted else None
         self.generated.append(token)
         if token in self.ends:
             self._end("stop")
@@ -160,9 +161,6 @@ class Row:
     def _flush(self) -> None:
         self.tell(Piece(self._text, tuple(self._tokens)))
         self._text, self._tokens, self._places = "", [], []
-
-    def _shown(self, token: int, logits: torch.Tensor) -> Token:
-        return self._measured(self.ids, token, logits)
 
     def _measured(self, before: Sequence[int], token: int, logits: torch.Tensor) -> Token:
         logprobs = torch.log_softmax(logits, -1)

@@ -56,7 +56,7 @@ def resolve_hyperparameters(given: Mapping[str, Any], examples: int) -> dict[str
     return {name: auto.get(name, value) if value == "auto" else value for name, value in given.items()}
 
 
-def check_extension(given: Mapping[str, Any] | None) -> str | None:
+def check_extension(given: Mapping[str, Any] | None, method: str) -> str | None:
     """What is wrong with a job's `tunefork` section, in words; None where nothing is. Raises RecipeError."""
     adapter, train = _extension(given)
     if managed := sorted(_MANAGED & train.keys()):
@@ -64,6 +64,8 @@ def check_extension(given: Mapping[str, Any] | None) -> str | None:
     recipe = make_recipe({"task": "chat", "adapter": adapter, "train": train})
     if not method_info(recipe.train.method).needs_backward:  # its checkpoints cannot be made into models yet
         return f"`tunefork.train.method` must be backprop. Received {recipe.train.method!r}."
+    if method == "dpo" and recipe.adapter.name == "none":
+        return "`tunefork.adapter.name` must be an adapter for dpo, which holds it to the model below. Received 'none'."
     if recipe.adapter.name not in ADAPTERS:
         return f"`tunefork.adapter.name` must be one of {', '.join(ADAPTERS)}. Received {recipe.adapter.name!r}."
     return None

@@ -36,7 +36,8 @@ async def create_completion(body: TextAsked, request: Request, caller: Asker, se
             prompt, body.samplings(room, len(voice.tokenizer), body.max_tokens, body.logprobs), read_prompt=read
         )
     answers.start(server.engine)
-    echoes = [_echo(voice, prompt) if body.echo else "" for prompt in prompts for _ in range(body.answers)]
+    texts = [voice.tokenizer.decode(prompt, skip_special_tokens=True) if body.echo else "" for prompt in prompts]
+    echoes = [text for text in texts for _ in range(body.answers)]
     start = head("text_completion", "cmpl-", voice, body.ignored)
     if body.stream:
         offsets = [0] * len(echoes)
@@ -77,10 +78,6 @@ def _ids(voice: Voice, prompt: str | list[int]) -> tuple[int, ...]:
     if not ids:
         raise ApiError("Invalid 'prompt': it must have a token at least.", param="prompt", code="invalid_value")
     return ids
-
-
-def _echo(voice: Voice, prompt: tuple[int, ...]) -> str:
-    return voice.tokenizer.decode(prompt, skip_special_tokens=True)
 
 
 def _logprobs(tokens: Iterable[Token], offset: int) -> dict[str, Any]:

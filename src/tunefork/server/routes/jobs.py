@@ -43,7 +43,7 @@ def create_job(body: NewJob, caller: Writer, server: ServerOf) -> dict[str, Any]
         raise ApiError(message, param="method", code="unsupported_method")
     extension = body.tunefork.model_dump() if body.tunefork else None
     try:
-        problem = check_extension(extension)
+        problem = check_extension(extension, method["type"])
     except RecipeError as error:
         problem = str(error)
     if problem:
