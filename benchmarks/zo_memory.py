@@ -162,8 +162,8 @@ def needs(cell: Cell, opt: ZO) -> dict[str, int]:
     if cell.dense:
         return {"stored": stored, "scratch": max(s.parameter.nbytes for s in opt.sites)}
     shapes, places, ranks = [site.shape for site in opt.sites], ROWS * LENGTH, opt.options.max_rank
-    both, narrow = ranks + opt.options.rank, cell.dtype != "fp32"  # then U and V are cast for each product
-    scratch = max((2 if narrow else 4) * (places * both + ranks * i + narrow * both * o) for o, i in shapes)
+    both, size = ranks + opt.options.rank, 4 if cell.dtype == "fp32" else 2
+    scratch = size * max(places * both + ranks * i + both * o for o, i in shapes)
     return {"stored": stored + sum(ranks * i for _, i in shapes), "scratch": scratch}
 
 

@@ -321,7 +321,7 @@ def test_a_hundred_kills_lose_nothing(tmp_path: Path) -> None:
     survives_kills(tmp_path, 100)
 
 
-@pytest.mark.parametrize("direction", ["low_rank", pytest.param("gaussian", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("direction", ["low_rank", "gaussian"])
 def test_a_trajectory_cut_at_any_byte_goes_on_to_the_same_bits(direction: str, tmp_path: Path) -> None:
     whole, path = run_to(tmp_path / "whole.zo", 8, direction=direction), tmp_path / "cut.zo"
     data = (tmp_path / "whole.zo").read_bytes()

@@ -38,7 +38,7 @@ class Matrix:
     def lora(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
         """fp32 A [rank, in] and B [out, rank], of which the change is B A; a full change is padded with zeros."""
         if self.basis is not None:
-            return self.basis.float(), self.factor[: -self.rank].T
+            return self.basis.float(), self.factor.T
         a, b = self.factor.new_zeros(rank, self.columns), self.factor.new_zeros(self.rows, rank)
         if self.columns <= rank:
             a[: self.columns].fill_diagonal_(1.0)
@@ -51,8 +51,7 @@ class Matrix:
     @property
     def change(self) -> torch.Tensor:
         """fp32 [out, in]: what was learned."""
-        learned = self.factor[: -self.rank].T
-        return learned.clone() if self.basis is None else learned @ self.basis.float()
+        return self.factor.T.clone() if self.basis is None else self.factor.T @ self.basis.float()
 
 
 class LowRank:
@@ -75,7 +74,7 @@ class LowRank:
         wide = [s for s in sites if min(s.shape) > rank]
         self.small = [self._full(s, seed) for s in sites if min(s.shape) <= rank]
         total = sum(s.shape[0] for s in wide)
-        self.factor = torch.zeros(max_rank + rank, total, device=self.device)
+        self.factor = torch.zeros(max_rank, total, device=self.device)
         self.noise = torch.empty(queries, rank, total, dtype=torch.int8, device=self.device)
         self.signs = Signs([stream_key(seed, s.name, "direction") for s in wide], rank, [s.shape[0] for s in wide])
         self.keys = [stream_key(seed, m.site.name, "direction") for m in self.small]
@@ -92,8 +91,8 @@ class LowRank:
 
     def _full(self, site: Site, seed: int) -> Matrix:
         rows, columns = site.shape
-        factor = torch.zeros(2 * columns, rows, device=self.device)
-        return Matrix(site, factor, torch.empty(self.queries, columns, rows, device=self.device), None)
+        noise = torch.empty(self.queries, columns, rows, device=self.device)
+        return Matrix(site, torch.zeros(columns, rows, device=self.device), noise, None)
 
     @property
     def sites(self) -> list[Site]:
@@ -130,14 +129,11 @@ class LowRank:
 
     def show(self, passing: Pass | None) -> None:
         self.passing = passing
-        if passing is not None and len(passing.groups) == 1:
-            self._place(passing.groups[0].query)
 
-    def _place(self, query: int) -> None:
-        """One query's directions below the factors of every matrix, as fp32."""
-        self.factor[-self.rank :].copy_(self.noise[query])
-        for matrix in self.small:
-            matrix.factor[-matrix.rank :].copy_(matrix.noise[query])
+    def _columns(self, matrix: Matrix, passing: Pass, query: int) -> slice:
+        """Where the direction of a query lies among the basis's products."""
+        first = 0 if matrix.basis is None else self.base(passing.step, query) * matrix.rank
+        return slice(first, first + matrix.rank)
 
     def base(self, step: int, query: int) -> int:
         """Which base the direction of a query belongs to."""
@@ -146,8 +142,7 @@ class LowRank:
     def _hook(self, matrix: Matrix) -> Any:
         factor, noise, basis, rank = matrix.factor, matrix.noise, matrix.basis, matrix.rank
         rows, columns, name = matrix.rows, matrix.columns, matrix.site.name
-        learned = factor[:-rank]
-        size, root = len(learned), rank**-0.5 if basis is not None else 1.0
+        size, root = len(factor), rank**-0.5 if basis is not None else 1.0
         kind = self.device.type
 
         def add_change(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> Any:
@@ -171,33 +166,29 @@ class LowRank:
             if flat.dtype != dtype:
                 flat = flat.to(dtype)
             sides = None if basis is None else basis.to(dtype).t()
-            if passing is None or passing.mapped:
-                h = flat if sides is None else flat @ sides
-                if passing is None:
-                    return add(output, h, learned)
-                first = self.base(passing.step, passing.groups[0].query) * rank if sides is not None else 0
-                h = torch.cat([h, h[:, first : first + rank] * (passing.scale * root)], 1)
-                return (output + (h @ factor.to(dtype)).view(output.shape)).to(output.dtype)
-            places, right = len(flat), factor.to(dtype)
+            if passing is None:
+                return add(output, flat if sides is None else flat @ sides, factor)
+            places, groups = len(flat), passing.groups
+            right = torch.empty((size + rank, rows), dtype=dtype, device=flat.device)
+            right[:size].copy_(factor)
+            if passing.mapped:
+                h, probed = flat if sides is None else flat @ sides, self._columns(matrix, passing, groups[0].query)
+                right[size:].copy_(noise[groups[0].query])
+                h = torch.cat([h, h[:, probed] * (passing.scale * root)], 1)
+                return (output + (h @ right).view(output.shape)).to(output.dtype)
             h = flat.new_empty((places, size + rank))
             if sides is None:
                 h[:, :size].copy_(flat)
             else:
                 torch.mm(flat, sides, out=h[:, :size])
-            groups = passing.groups
-            if isinstance(passing.scale, float) or len(groups) == 1:
-                first = self.base(passing.step, groups[0].query) * rank if sides is not None else 0
-                scale = passing.scaled(places, root, h, name)
-                torch.mul(h[:, first : first + rank], scale, out=h[:, size:])
-                return add(output, h, right)
-            scale, times = passing.scaled(places, root, h, name), places // passing.entries
+            scale, one = passing.scaled(places, root, h, name), isinstance(passing.scale, float)
             output = output.contiguous()
-            lines = output.view(-1, rows)
+            lines, times = output.view(-1, rows), places // passing.entries
             for query, start, stop in groups:
-                part = slice(start * times, stop * times)
-                right[-rank:].copy_(noise[query])
-                first = self.base(passing.step, query) * rank if sides is not None else 0
-                torch.mul(h[part, first : first + rank], scale[part], out=h[part, size:])
+                part = slice(None) if len(groups) == 1 else slice(start * times, stop * times)
+                right[size:].copy_(noise[query])
+                probed = h[part, self._columns(matrix, passing, query)]
+                torch.mul(probed, scale if one else scale[part], out=h[part, size:])
                 add(lines[part], h[part], right)
             return output
 
@@ -209,15 +200,14 @@ class LowRank:
             (t.step, t.query, float(np.float32(t.coefficient) * root), t.decay, self.base(t.step, t.query))
             for t in terms
         )
-        self.signs.accumulate_many_(self.factor[: -self.rank], wide)
+        self.signs.accumulate_many_(self.factor, wide)
         full = make_terms((t.step, t.query, t.coefficient, t.decay, 0) for t in terms)
         for matrix, key in zip(self.small, self.keys, strict=True):
-            accumulate_many_(matrix.factor[: -matrix.rank], key, full)
+            accumulate_many_(matrix.factor, key, full)
         self.learned = self.learned or bool(terms)
 
     def state(self, *, weights: bool = True) -> dict[str, torch.Tensor]:
-        small = {m.site.name: m.factor[: -m.rank] for m in self.small}
-        return {"factors": self.factor[: -self.rank], **small}
+        return {"factors": self.factor, **{m.site.name: m.factor for m in self.small}}
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
         for name, tensor in self.state().items():
