@@ -294,3 +294,38 @@ def test_compare(place: Place, tunefork: Command) -> None:
     assert trained["against_best_baseline"]["baseline"] == "majority"
     assert trained["peak_memory_bytes"] > 0
     assert json.loads((place.folder / "out" / "comparison.json").read_text())["metric"] == "accuracy"
+    assert found["advice"] is None
+
+
+@pytest.mark.slow
+def test_compare_sets_zo_beside_back_propagation(place: Place, tunefork: Command) -> None:
+    """Each with settings of its own, under one limit of memory."""
+    given = place.train("--learning-rate", 0.01, "--set", "train.betas=[0.8, 0.9]")[1:]
+    methods = ["--methods", "zo/none,backprop/lora"]
+    found = document(tunefork("compare", *given, *methods, "--memory-limit", "4G"))
+    assert [cell["error"] for cell in found["cells"]] == [None, None]
+    assert [cell["activation_checkpointing"] for cell in found["cells"]] == [False, True]
+    advice = found["advice"]
+    assert advice["use"] in ("zo/none", "backprop/lora")
+    assert advice["memory_limit_bytes"] == 4 * 2**30
+    assert advice["difference"]["low"] <= advice["difference"]["difference"] <= advice["difference"]["high"]
+    assert json.loads((place.folder / "out" / "comparison.json").read_text())["advice"] == advice
+    kept = [
+        json.loads((place.folder / "out" / "cells" / c / "result.json").read_text())["recipe"]["train"]
+        for c in ("zo-none", "backprop-lora")
+    ]
+    assert kept[1]["learning_rate"] == 0.01
+    assert kept[0]["betas"] == [0.9, 0.999]
+    said = tunefork("compare", *given[:-2], "--out", "small", *methods, "--memory-limit", "4Q")
+    assert (said.code, "must be a number with K, M, G or T" in said.sentence) == (2, True)
+
+
+@pytest.mark.slow
+def test_compare_cuts_micro_batches_to_the_limit_and_says_what_still_breaks_it(place: Place, tunefork: Command) -> None:
+    given = [a for a in place.train("--method", "zo")[1:] if a != "--json"]
+    said = tunefork("compare", *given, "--methods", "zo/none,backprop/lora", "--memory-limit", "1K")
+    assert said.code == 0
+    assert "Neither fits: backprop/lora with activation checkpointing took" in said.out
+    for name in ("zo-none", "backprop-lora"):
+        kept = json.loads((place.folder / "out" / "cells" / name / "result.json").read_text())["recipe"]
+        assert kept["train"]["micro_batch_size"] == 1

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tunefork import __version__
-from tunefork.cli.options import recipe_command
+from tunefork.cli.options import parse_size, recipe_command
 from tunefork.cli.screen import Json, emit, empty_table, screen
 from tunefork.cli.server import keys_app, serve
 from tunefork.errors import DataError
@@ -134,6 +134,9 @@ def compare(
     methods: Annotated[
         str | None, typer.Option("--methods", help="comma-separated adapters or method/adapter: lora,none,head")
     ] = None,
+    memory_limit: Annotated[
+        str | None, typer.Option("--memory-limit", metavar="SIZE", help="advise only what takes less: 800M, 6G")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Methods and baselines on one task in one table, each in a process of its own."""
@@ -143,7 +146,9 @@ def compare(
 
     console = screen(as_json)
     names = [name.strip() for name in methods.split(",") if name.strip()] if methods else None
-    found = workflows.compare(recipe, names, on_cell=lambda name: console.print(f"[dim]{escape(name)} …[/]"))
+    limit = parse_size(memory_limit) if memory_limit is not None else None
+    on_cell = lambda name: console.print(f"[dim]{escape(name)} …[/]")  # noqa: E731
+    found = workflows.compare(recipe, names, memory_limit=limit, on_cell=on_cell)
     table = empty_table("", right=(found.metric, "against the best baseline", "time", "peak memory"))
     for cell in found.cells:
         if cell.error is not None:
@@ -154,6 +159,8 @@ def compare(
         value, cost = interval(cell.metrics.get(found.metric)), size(cell.peak_memory_bytes)
         table.add_row(escape(cell.name), value, difference, duration(cell.seconds), cost)
     console.print(table)
+    if found.advice is not None:
+        console.print(escape(found.advice.sentence), soft_wrap=True)
     console.print(f"[bold]{escape(str(found.path))}[/]  comparison.json · cells/", soft_wrap=True)
     if as_json:
         emit({"path": str(found.path), **found.as_dict()})

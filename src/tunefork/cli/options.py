@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from tunefork.errors import RecipeError
 from tunefork.recipe import ALIASES, Recipe, all_paths, load_recipe, parse_labels, parse_sets
 from tunefork.recipe.load import parse_value
 from tunefork.run import RunFolder
@@ -29,6 +31,14 @@ _METAVARS = {
     "model.name": "MODEL",
     "out": "FOLDER",
 }
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `800M`, `6G`, `1.5 GiB`: binary units, as sizes are shown."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])(?:iB|B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise RecipeError(f"A size must be a number with K, M, G or T. Received {text!r}. Try 6G.")
+    return int(float(match[1]) * 1024 ** ("KMGT".index(match[2].upper()) + 1))
 
 
 def overrides_from(flags: dict[str, Any], sets: list[str]) -> dict[str, Any]:

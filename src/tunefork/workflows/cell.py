@@ -1,4 +1,4 @@
-"""One cell of a comparison, alone in its process: {"recipe", "baseline"} as JSON in, figures as JSON out."""
+"""One cell of a comparison, alone in its process: {"recipe", "baseline", "memory_limit"} as JSON in, figures out."""
 
 from __future__ import annotations
 
@@ -15,12 +15,19 @@ from tunefork.recipe import dump_recipe, make_recipe
 from tunefork.run import RunFolder
 from tunefork.train.memory import PeakMeter
 from tunefork.train.prepare import prepare
-from tunefork.workflows.finetune import finetune
+from tunefork.workflows.finetune import finetune, plan_run
 
 
-def trained_cell(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A whole run, without baselines."""
-    result = finetune(make_recipe(recipe)).result
+def trained_cell(recipe: Mapping[str, Any], memory_limit: int | None) -> dict[str, Any]:
+    """A whole run, without baselines; in micro-batches whose forecast keeps to `memory_limit` bytes, if any does."""
+    made = make_recipe(recipe)
+    while memory_limit is not None:
+        plan = plan_run(made)
+        micro = int(plan.job.recipe.train.micro_batch_size)
+        if plan.forecast.memory_bytes <= memory_limit or micro == 1:
+            break
+        made = make_recipe({**recipe, "train": {**recipe["train"], "micro_batch_size": micro // 2}})
+    result = finetune(made).result
     seconds = result["seconds"]["train"] + result["seconds"]["evaluate"]
     return {"metrics": result["test"], "seconds": seconds, "peak_memory_bytes": result["peak_memory_bytes"]["value"]}
 
@@ -42,7 +49,7 @@ def main() -> int:
         if spec["baseline"] is not None:
             found = baseline_cell(spec["recipe"], spec["baseline"])
         else:
-            found = trained_cell(spec["recipe"])
+            found = trained_cell(spec["recipe"], spec["memory_limit"])
     except TuneforkError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return error.exit_code
