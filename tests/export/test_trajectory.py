@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.export.scenes import write_rows
+from tests.export.test_card import executed
 from tunefork.errors import MissingFileError, RecipeError, RunError, UnsupportedError
 from tunefork.evaluate.trained import load_trained
 from tunefork.export import export
+from tunefork.export.snippet import STAND_IN
 from tunefork.recipe import make_recipe
 from tunefork.workflows import evaluate, finetune, predict, replay
 from tunefork.zo import ZO, Reader
@@ -216,6 +219,18 @@ def test_an_exported_trajectory_is_no_model_and_is_replaced_by_the_next(zo_run: 
     (tmp_path / "shipped" / "more").touch()
     with pytest.raises(RunError, match="a folder of its own"):
         export(zo_run(BESIDE), to="trajectory", out=tmp_path / "shipped")
+
+
+@pytest.mark.parametrize("case", [BESIDE, DENSE, CASES[2]], ids=["beside", "dense", "head"])
+def test_the_lines_of_its_card_answer_as_the_run_does(case: Case, zo_run: Trained, tmp_path: Path) -> None:
+    run = zo_run(case)
+    shipped = export(run, to="trajectory", out=tmp_path / "shipped").path
+    command = re.search(r"```sh\ntunefork replay (\S+) \. -o model\n```", (shipped / "README.md").read_text())
+    assert command is not None
+    replay(command[1], shipped, shipped / "model")
+    (tmp_path / "one.jsonl").write_text(json.dumps({"text": STAND_IN}) + "\n")
+    predicted = predict(run, tmp_path / "one.jsonl", tmp_path / "said.jsonl").path.read_text()
+    assert executed(shipped) == json.loads(predicted)["prediction"]
 
 
 def test_a_run_begins_with_the_header_that_says_so(zo_run: Trained) -> None:
