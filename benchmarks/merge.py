@@ -21,8 +21,8 @@ import torch
 
 from tunefork.errors import ExportError
 from tunefork.evaluate.trained import load_trained
-from tunefork.export import LIMIT, export
-from tunefork.export.proof import held_out, in_fp32, read_logits
+from tunefork.export.exporting import export
+from tunefork.export.proof import LIMIT, held_out, in_fp32, read_logits
 from tunefork.models import load_base, quiet
 from tunefork.recipe import load_recipe, make_recipe
 from tunefork.workflows import finetune

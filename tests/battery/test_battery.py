@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tests.tiny import CAUSAL, KINDS
 from tunefork.data import load_splits
 from tunefork.errors import Interrupted, TuneforkError
-from tunefork.evaluate import predict_examples
+from tunefork.evaluate.harness import predict_examples
 from tunefork.evaluate.stored import read_predictions
 from tunefork.evaluate.trained import load_trained
 from tunefork.methods import list_methods, method_info

@@ -17,7 +17,7 @@ from transformers import (
 
 from tests.tiny import MASKED
 from tunefork.data.rows import Row
-from tunefork.evaluate import Asking
+from tunefork.evaluate.harness import Asking
 from tunefork.recipe.schema import DataSection, TaskSection
 from tunefork.render import Renderer
 from tunefork.tasks import Example, Task, make_task

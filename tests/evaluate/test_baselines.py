@@ -14,15 +14,15 @@ import torch
 
 from tests.evaluate.scenes import Scene, choices, reviews, rows, scene
 from tunefork.errors import UnsupportedError
-from tunefork.evaluate import (
+from tunefork.evaluate.baselines import (
     BaselineResult,
     check_baselines,
     fitting_baselines,
     list_baselines,
-    predict_examples,
     run_baselines,
 )
 from tunefork.evaluate.demonstrations import choose_demonstrations
+from tunefork.evaluate.harness import predict_examples
 from tunefork.metrics import lead_n
 from tunefork.recipe.schema import BaselineName, EvaluateSection, TaskSection
 from tunefork.tasks import Example

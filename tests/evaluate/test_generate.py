@@ -13,7 +13,9 @@ import torch
 from tests.evaluate.scenes import CPU, Scene, reviews, rows, scene
 from tests.tiny import CAUSAL
 from tunefork.errors import Interrupted, UnsupportedError
-from tunefork.evaluate import generate, measure, predict_examples
+from tunefork.evaluate.generate import generate
+from tunefork.evaluate.harness import predict_examples
+from tunefork.evaluate.summary import measure
 from tunefork.recipe.schema import EvaluateSection, TaskSection
 from tunefork.tasks import Message
 

@@ -17,8 +17,8 @@ from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from tests.evaluate.scenes import REVIEWS, Scene, choices, reviews, rows, scene
 from tests.tiny import CAUSAL, KINDS
 from tunefork.errors import DataError, Interrupted
-from tunefork.evaluate import look_metrics, mean_loss, predict_examples
 from tunefork.evaluate.batching import pack
+from tunefork.evaluate.harness import look_metrics, mean_loss, predict_examples
 from tunefork.evaluate.prefix import can_share_prefix
 from tunefork.recipe.schema import TaskSection
 from tunefork.tasks import row_losses, row_scores

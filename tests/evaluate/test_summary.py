@@ -9,7 +9,7 @@ import pytest
 
 from tests.evaluate.scenes import reviews, rows
 from tunefork.errors import DataError
-from tunefork.evaluate import compare_predictions, gained_lost, measure
+from tunefork.evaluate.summary import compare_predictions, gained_lost, measure
 from tunefork.recipe.schema import DataSection, EvaluateSection, TaskSection
 from tunefork.tasks import Prediction, Task, make_task
 

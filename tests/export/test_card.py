@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.export.scenes import MakeRun
-from tunefork.export import export
+from tunefork.export.exporting import export
 from tunefork.export.snippet import STAND_IN
 from tunefork.workflows.predict import predict
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests.export.scenes import MakeRun
 from tunefork.errors import MissingFileError, RecipeError, RunError, UnsupportedError
 from tunefork.evaluate.trained import load_trained
-from tunefork.export import export
+from tunefork.export.exporting import export
 
 IDS = torch.tensor([[5, 20, 31, 7, 44, 60]])
 

@@ -24,8 +24,9 @@ from transformers import (
 from tests.export.scenes import MakeRun, run_maker
 from tunefork.errors import ExportError
 from tunefork.evaluate.trained import Trained, load_trained
-from tunefork.export import LIMIT, export, exporting
-from tunefork.export.proof import in_fp32
+from tunefork.export import exporting
+from tunefork.export.exporting import export
+from tunefork.export.proof import LIMIT, in_fp32
 from tunefork.models import inspect_model, load_base, read_artefact_info
 from tunefork.recipe import ModelSection
 from tunefork.workflows.predict import predict

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from tunefork.errors import ExportError
-from tunefork.export import LIMIT, Proof
-from tunefork.export.proof import Answers, HeldOut, compare
+from tunefork.export.proof import LIMIT, Answers, HeldOut, Proof, compare
 from tunefork.recipe import DataSection, TaskSection
 from tunefork.tasks import Example, Prediction, make_task
 

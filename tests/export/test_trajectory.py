@@ -19,7 +19,7 @@ from tests.export.scenes import write_rows
 from tests.export.test_card import executed
 from tunefork.errors import MissingFileError, RecipeError, RunError, UnsupportedError
 from tunefork.evaluate.trained import load_trained
-from tunefork.export import export
+from tunefork.export.exporting import export
 from tunefork.export.snippet import STAND_IN
 from tunefork.recipe import make_recipe
 from tunefork.workflows import evaluate, finetune, predict, replay

@@ -13,6 +13,7 @@ SITUATIONS: Any = st.builds(
     model_kind=st.sampled_from(["causal", "masked", "encoder"]),
     parameters=st.integers(10_000, 10**11),
     max_positions=st.integers(8, 100_000),
+    max_length=st.just(8),
     device=st.sampled_from(["cpu", "cuda", "mps"]),
     dtype=st.sampled_from(["fp32", "bf16", "fp16"]),
     dtype_reason=st.just("d"),

@@ -14,9 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tunefork.export import export
+from tunefork.export.exporting import export
 from tunefork.recipe import make_recipe
-from tunefork.workflows import finetune, replay
+from tunefork.run import RunFolder
+from tunefork.train.loop import Event
+from tunefork.workflows import Listener, finetune, replay
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,6 +46,46 @@ def recipe(model: Path, folder: Path, out: str, method: str = "backprop") -> dic
     }
 
 
+def figures(folder: Path) -> dict[str, Any]:
+    """Everything a finished run says, without what time, memory and the folder's name decide."""
+    found = RunFolder.open(folder, write=False).read_result()
+    del found["seconds"], found["peak_memory_bytes"], found["recipe"]["out"]
+    for notes in found["baseline_notes"].values():
+        del notes["seconds"]
+    predictions = {path.name: path.read_text() for path in (folder / "predictions").iterdir()}
+    return {"result": found, "model": (folder / "model" / "tunefork.json").read_text(), "predictions": predictions}
+
+
+class StopAt(Listener):
+    """Ctrl-C at a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def event(self, event: Event) -> None:
+        if event.kind == "step" and event.step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_run_says_what_a_whole_one_says(method: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    def asked(out: str) -> dict[str, Any]:
+        found = recipe(tiny("llama"), tmp_path, out, method)
+        found["train"] = {"method": method, "max_steps": 6, "save_every": 2, "evaluate_every": 3}
+        found["evaluate"] = {"baselines": ["probe"] if method == "zo" else ["in_context"], "bootstrap": 100}
+        return found
+
+    whole = finetune(asked("whole"))
+    with pytest.raises(KeyboardInterrupt):
+        finetune(asked("stopped"), listener=StopAt(5))
+    resumed = finetune({"task": "classification", "out": str(tmp_path / "stopped")}, resume=True)
+    assert figures(resumed.path) == figures(whole.path)
+    copied = make_recipe({**whole.result["recipe"], "out": str(tmp_path / "copied")})
+    kept, again = figures(whole.path), figures(finetune(copied).path)
+    assert again["result"].pop("reasons") != kept["result"].pop("reasons")  # what was automatic is given now
+    assert again == kept
+
+
 @pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_at_random_instants(method: str, kills: int, tiny: Callable[[str], Path], tmp_path: Path) -> None:
@@ -66,13 +108,14 @@ def test_killed_at_random_instants(method: str, kills: int, tiny: Callable[[str]
     theirs = load_file(tmp_path / "killed" / "model" / "adapter_model.safetensors")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert (tmp_path / "killed" / "report.html").exists()
+    assert figures(tmp_path / "killed") == figures(whole.path)
     for name in ("step", "look"):
         logs = [
             [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines() if f'"kind": "{name}"' in line]
             for path in (whole.path, tmp_path / "killed")
         ]
-        figures = [[(e["step"], e["loss"] if name == "step" else e["value"]) for e in log] for log in logs]
-        assert figures[0] == figures[1], "every step and look is in the log once, with the same figure"
+        told = [[(e["step"], e["loss"] if name == "step" else e["value"]) for e in log] for log in logs]
+        assert told[0] == told[1], "every step and look is in the log once, with the same figure"
     if method == "zo":
         assert (tmp_path / "killed" / "trajectory").read_bytes() == (whole.path / "trajectory").read_bytes()
         again = replay(tiny("llama"), export(tmp_path / "killed", to="trajectory").path, tmp_path / "again")

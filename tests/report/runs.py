@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tunefork.evaluate import measure
+from tunefork.evaluate.summary import measure
 from tunefork.recipe import Recipe, dump_recipe, make_recipe
 from tunefork.run import RunFolder
 from tunefork.tasks import Prediction, Task, make_task

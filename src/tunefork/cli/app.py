@@ -234,7 +234,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Keep the model in a form other tools load; a merge is proven equal to what was trained."""
-    from tunefork.export import export as export_run
+    from tunefork.export.exporting import export as export_run
 
     console = screen(as_json)
     found = export_run(run, to=to, out=out, dtype=dtype, device=device)

@@ -17,8 +17,8 @@ import torch
 from tunefork.batch import Batch
 from tunefork.data import load_splits
 from tunefork.errors import DataError, ExportError
-from tunefork.evaluate import Asking, predict_examples
 from tunefork.evaluate.batching import pack
+from tunefork.evaluate.harness import Asking, predict_examples
 from tunefork.models.quantize import guard_quantized, quantized_layers
 from tunefork.recipe import Recipe
 from tunefork.render import Rendered, Renderer

@@ -17,6 +17,7 @@ class Situation:
     model_kind: str
     parameters: int
     max_positions: int
+    max_length: int  # tokens at which rows were cut
     device: str  # "cpu", "cuda", "mps"
     dtype: str  # "fp32", "bf16", "fp16", as chosen for the device
     dtype_reason: str
@@ -75,7 +76,7 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
     fill("model.kind", now.model_kind, now.kind_reason)
     fill("model.device", now.device, {"cpu": "no accelerator found"}.get(now.device, f"{now.device} found"))
     fill("model.dtype", now.dtype, now.dtype_reason)
-    fill("model.max_length", min(_round_up(now.longest, 8), now.max_positions), _length_reason(now))
+    fill("model.max_length", now.max_length, _length_reason(now))
 
     adapter = fill("adapter.name", *_adapter(now))
     rank = tree["adapter"]["rank"]
@@ -151,13 +152,10 @@ def _epochs(per_epoch: int, max_steps: int | None, needs_backward: bool) -> tupl
 
 
 def _length_reason(now: Situation) -> str:
-    if now.longest > now.max_positions:
-        return f"the model's limit; the longest row has {now.longest} tokens"
-    return f"the longest row has {now.longest} tokens"
-
-
-def _round_up(n: int, multiple: int) -> int:
-    return max(multiple, math.ceil(n / multiple) * multiple)
+    longest = f"the longest row has {now.longest:,} tokens"
+    if now.max_length == now.max_positions:
+        return f"the model's limit; {longest}"
+    return f"unasked never more, though the model reads {now.max_positions:,}; {longest}"
 
 
 def _two_digits(x: float) -> float:

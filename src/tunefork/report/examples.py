@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tunefork.evaluate import Change
+from tunefork.evaluate.summary import Change
 from tunefork.report import words
 from tunefork.report.reading import Record
 from tunefork.tasks import Prediction

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tunefork.evaluate import Change, compare_predictions, gained_lost
+from tunefork.evaluate.summary import Change, compare_predictions, gained_lost
 from tunefork.metrics import Paired
 from tunefork.report import words
 from tunefork.report.reading import Record

@@ -11,8 +11,8 @@ import torch
 
 from tunefork.data import Finding, Item, Row, Splits, check_items, load_splits
 from tunefork.errors import DataError, RecipeError
-from tunefork.evaluate import Asking, BaselineResult, check_baselines, fitting_baselines, run_baselines
-from tunefork.evaluate.harness import nothing
+from tunefork.evaluate.baselines import BaselineResult, check_baselines, fitting_baselines, run_baselines
+from tunefork.evaluate.harness import Asking, nothing
 from tunefork.methods import check_settings, method_info
 from tunefork.models import (
     ModelFacts,
@@ -120,8 +120,8 @@ def prepare(recipe: Recipe) -> Job:
     )
     tokenizer = load_tokenizer(facts)
     room = usable_positions(facts, recipe.adapter)
-    limit = room if recipe.model.max_length == "auto" else int(recipe.model.max_length)
-    renderer = Renderer(tokenizer, facts.kind, task, min(limit, LONGEST_AUTOMATIC), recipe.task.chat_template)
+    limit = min(room, LONGEST_AUTOMATIC) if recipe.model.max_length == "auto" else int(recipe.model.max_length)
+    renderer = Renderer(tokenizer, facts.kind, task, limit, recipe.task.chat_template)
     rendered = {name: [r for e in examples[name] for r in renderer.render(e)] for name in SPLITS}
     findings += check_rendered(rendered, task, renderer, recipe.data)
     rendered["train"] = [r for r in rendered["train"] if _teaches(r)]
@@ -202,6 +202,7 @@ def _situation(
         model_kind=facts.kind,
         parameters=facts.parameters,
         max_positions=usable_positions(facts, recipe.adapter),
+        max_length=renderer.max_length,
         device=device.type,
         dtype=dtype,
         dtype_reason=dtype_reason,

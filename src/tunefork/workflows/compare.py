@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from tunefork.errors import RecipeError, RunError, TuneforkError, UnsupportedError, did_you_mean
-from tunefork.evaluate import compare_predictions
 from tunefork.evaluate.stored import read_predictions
+from tunefork.evaluate.summary import compare_predictions
 from tunefork.files import make_folder, write_json
 from tunefork.methods import method_info
 from tunefork.metrics import Paired

@@ -10,7 +10,8 @@ from typing import Any
 
 from tunefork.data import Finding, load_splits
 from tunefork.errors import DataError, RecipeError
-from tunefork.evaluate import measure, predict_examples
+from tunefork.evaluate.harness import predict_examples
+from tunefork.evaluate.summary import measure
 from tunefork.evaluate.trained import Trained, is_trained, load_trained, load_untrained
 from tunefork.models import inspect_model
 from tunefork.recipe import EvaluateSection, Recipe

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from tunefork.errors import MissingExtraError, RunError, TuneforkError
-from tunefork.evaluate import Asking, look_metrics, measure, predict_examples
+from tunefork.evaluate.harness import Asking, look_metrics, predict_examples
 from tunefork.evaluate.start import start_head_from_probe
 from tunefork.evaluate.stored import shown_text, write_predictions
+from tunefork.evaluate.summary import measure
 from tunefork.files import staged_folder
 from tunefork.methods import make_method, method_info
 from tunefork.methods.zo import open_trajectory, put_start

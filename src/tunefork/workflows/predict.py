@@ -9,7 +9,7 @@ from typing import Any
 
 from tunefork.data import Finding, Row, apply_layout, read_rows, write_rows
 from tunefork.errors import DataError
-from tunefork.evaluate import predict_examples
+from tunefork.evaluate.harness import predict_examples
 from tunefork.evaluate.trained import load_trained
 from tunefork.recipe import EvaluateSection
 from tunefork.tasks import Prediction, build_examples
