@@ -68,6 +68,31 @@ def test_train_speaks_to_people_on_stdout(place: Place, tunefork: Command) -> No
     assert str(place.folder / "out") in said.out
 
 
+@pytest.mark.parametrize("task", ["dialogsum", "summary"])
+def test_a_summary_beside_lead3_from_train_to_report(task: str, place: Place, tunefork: Command) -> None:
+    text = "#A#: Is room {0} free? #B#: Yes. #A#: I take room {0}. #B#: Good."
+    rows = [{"dialogue": text.format(i), "document": text.format(i), "summary": f"Room {i} goes."} for i in range(24)]
+    arguments = place.train_on("rows.jsonl", rows, "--task", task, "--set", "evaluate.baselines=[lead3]")
+    found = document(tunefork(*arguments, "--set", "task.max_new_tokens=4"))
+    assert 0 < found["baselines"]["lead3"]["rougeL"]["value"] < 1
+    page = place.folder / "out" / "report.html"
+    assert "lead-3" in page.read_text()
+    page.unlink()
+    assert tunefork("train", place.folder / "out", "--resume").code == 0
+    assert page.exists()
+
+
+def test_a_report_that_fails_does_not_deny_the_run(place: Place, tunefork: Command) -> None:
+    """Exit code 2 would say that nothing was written."""
+    run = place.run()
+    (run / "report.html").unlink()
+    (run / "predictions" / "test-majority.jsonl").write_text("")
+    said = tunefork("train", "--resume", "--out", run)
+    assert said.code == 1
+    assert "is trained and measured" in said.sentence
+    assert f"tunefork report {run}" in said.sentence
+
+
 def test_train_makes_up_a_folder(place: Place, tunefork: Command) -> None:
     arguments = place.train()
     at = arguments.index("--out")

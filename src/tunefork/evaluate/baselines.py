@@ -15,7 +15,7 @@ from tunefork.evaluate import linear
 from tunefork.evaluate.demonstrations import SEPARATOR, choose_demonstrations, with_demonstrations
 from tunefork.evaluate.features import frozen_features, text_ids
 from tunefork.evaluate.generate import answer_renderer
-from tunefork.evaluate.harness import Asking, candidate_prediction, predict_examples
+from tunefork.evaluate.harness import Asking, candidate_prediction, predict_examples, right_answer
 from tunefork.evaluate.summary import Value, measure
 from tunefork.metrics import lead_n
 from tunefork.recipe.schema import EvaluateSection
@@ -234,7 +234,8 @@ def _fitted(
 
 def _lead3(inputs: _Inputs) -> Says:
     predictions = [
-        Prediction(e.source, lead_n(_text(e), 3), e.answer, references=e.references, group=e.group) for e in inputs.test
+        Prediction(e.source, lead_n(_text(e), 3), right_answer(e), references=e.references, group=e.group)
+        for e in inputs.test
     ]
     return predictions, 0, []
 

@@ -188,7 +188,7 @@ def _texts(
         Prediction(
             example.source,
             answer.text if answer is not None else "",
-            _right(example),
+            right_answer(example),
             loss=float(loss / weight) if weight else None,
             stopped=answer.stopped if answer is not None else None,
             references=example.references,
@@ -199,7 +199,8 @@ def _texts(
     ]
 
 
-def _right(example: Example) -> str | None:
+def right_answer(example: Example) -> str | None:
+    """What a prediction of text is set beside, without the spaces that join it to its prompt."""
     if example.messages:
         return example.messages[-1].content if example.messages[-1].role == "assistant" else None
     return None if example.answer is None else example.answer.strip()

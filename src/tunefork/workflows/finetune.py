@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tunefork.errors import MissingExtraError, RunError, TuneforkError
+from tunefork.errors import MissingExtraError, RunError, TrainingError, TuneforkError
 from tunefork.evaluate.harness import Asking, look_metrics, predict_examples
 from tunefork.evaluate.start import start_head_from_probe
 from tunefork.evaluate.stored import shown_text, write_predictions
@@ -102,7 +102,7 @@ def _resume(recipe: Recipe, listener: Listener) -> RunResult:
         _refuse_changes(recipe, kept)
         if run.finished:
             if not run.report_path.exists():  # killed between the two
-                run.write_report(render_report(run))
+                _write_report(run)
             return RunResult(run.path, run.read_result())
         plan = plan_run(kept.model_copy(update={"out": str(run.path)}))
         before = next((entry for entry in run.read_log() if entry["kind"] == "plan"), None)
@@ -244,8 +244,19 @@ def _run(run: RunFolder, plan: Plan, resumed: Loaded | None, listener: Listener,
         write_predictions(run, f"test-{name}", baseline.predictions)
     run.write_result(result)
     listener.stage("writing the report")
-    run.write_report(render_report(run))
+    _write_report(run)
     return RunResult(run.path, run.read_result())
+
+
+def _write_report(run: RunFolder) -> None:
+    """The report of a run that is finished whether or not it can be written: exit code 2 would deny that."""
+    try:
+        run.write_report(render_report(run))
+    except TuneforkError as error:
+        raise TrainingError(
+            f"{run.path} is trained and measured, but its report must still be written. Received: {error} "
+            f"Try `tunefork report {run.path}` once that is mended."
+        ) from error
 
 
 def _train(
