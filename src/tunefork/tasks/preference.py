@@ -26,7 +26,7 @@ class PreferenceTask(SpecTask):
 
     def __init__(self, spec: TaskSpec, section: TaskSection) -> None:
         super().__init__(spec, ("loss", "accuracy"))
-        self.beta = section.beta
+        self.beta: float | None = section.beta
         self.wording: Mapping[str, Any] = {}  # the model's chat template says it all
 
     def example(self, row: Row) -> Example:
