@@ -26,6 +26,12 @@ def test_the_recipe_page_is_current() -> None:
     assert done.returncode == 0, "run: python docs/make_recipe.py"
 
 
+def test_the_pictures_are_current(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, ROOT / "docs" / "make_pictures.py", tmp_path], check=True, cwd=ROOT)
+    made, kept = ({p.name: p.read_bytes() for p in folder.iterdir()} for folder in (tmp_path, ROOT / "docs/pictures"))
+    assert made == kept, "run: python docs/make_pictures.py"
+
+
 def test_the_readme_names_every_command() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = "train evaluate compare predict chat export report methods tasks demo doctor serve keys"

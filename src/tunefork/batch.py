@@ -24,6 +24,7 @@ class Batch:
     gold: torch.Tensor | None = None  # [R] int64: right candidate or class
     beta: float | None = None  # each row's two candidates are a preferred text and another one; see preference_losses
     head: bool = False  # classes come from a classification head
+    places: torch.Tensor | None = None  # [R] int64: which of the training rows these are
 
     @property
     def rows(self) -> int:

@@ -225,6 +225,19 @@ def test_plots_are_text_and_follow_the_pages_colours(tmp_path: Path) -> None:
     assert len(identifiers) == len(set(identifiers))
 
 
+def test_a_zeroth_order_run_shows_its_slopes_and_what_it_cost(tmp_path: Path) -> None:
+    write_report(runs.zo_run(tmp_path / "run"))
+    html = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", html)
+    assert captions[1] == "Training quadratic weighted kappa, each step and smoothed"
+    assert captions[2].startswith("Quadratic weighted kappa on dev against row-forwards")
+    assert captions[3].startswith("Projected gradients")
+    looks = re.search(r'<svg class="looks".*?</svg>', html, flags=re.DOTALL)
+    assert looks is not None and ">25,000</text>" in looks[0]  # 2,600 + 119 x 192 by the end
+    for note in ("Calibration: epsilon 0.003", "both sides in one pass", "where nothing else is said"):
+        assert note in html
+
+
 def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
     run = runs.classification_run(tmp_path / "run")
     first = write_report(run).read_bytes()

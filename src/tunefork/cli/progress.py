@@ -69,11 +69,12 @@ class Watcher(Listener):
         look = f" · {self.last_look}" if self.last_look else ""
         rate = f"{speed:,.0f} tokens/s"
         if "projected_gradient" in event.values:  # zeroth-order: what is measured along how many directions
-            self.forwards += event.values["row_forwards"]
+            self.forwards += event.values["row_forwards"] if done else 0.0  # before the first it may have calibrated
             forwards = self.forwards / (now - self.started) if done else 0.0
             slope, queries = event.values["projected_gradient"], event.values["queries"]
             rate = f"|g| {slope:.3g} · {queries:.0f} queries · {forwards:,.0f} row-forwards/s"
-        text = f"loss {event.values['loss']:.4f} · {rate}{memory}{look}"
+        goal = "objective" if "objective" in event.values else "loss"
+        text = f"{goal} {event.values[goal]:.4f} · {rate}{memory}{look}"
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=event.step, detail=text)
         elif now - self.last_line >= PLAIN_EVERY_SECONDS or event.step == self.steps:

@@ -11,14 +11,14 @@ import torch
 
 from tunefork.errors import RecipeError, did_you_mean
 from tunefork.methods import backprop, zo
-from tunefork.methods.base import Method, MethodInfo, RowLosses, StepResult
+from tunefork.methods.base import Method, MethodInfo, Objective, RowLosses, StepResult
 from tunefork.recipe.schema import Recipe
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
     info: MethodInfo
-    make: Callable[[torch.nn.Module, Recipe, Path | None, Mapping[str, Any] | None], Method]
+    make: Callable[[torch.nn.Module, Recipe, Path | None, Mapping[str, Any] | None, Objective | None], Method]
     check: Callable[[Recipe], None]
 
 
@@ -56,18 +56,21 @@ def make_method(
     recipe: Recipe,
     trajectory: Path | None = None,
     about: Mapping[str, Any] | None = None,
+    objective: Objective | None = None,
 ) -> Method:
     """The recipe's method, bound to a model that is ready to train.
 
     `trajectory` is where it may log its steps, with what `about` tells whoever rebuilds the model from them.
+    `objective` is what it raises, in place of lowering the loss.
     """
     method_info(recipe.train.method)
-    return _REGISTRY[recipe.train.method].make(model, recipe, trajectory, about)
+    return _REGISTRY[recipe.train.method].make(model, recipe, trajectory, about, objective)
 
 
 __all__ = [
     "Method",
     "MethodInfo",
+    "Objective",
     "RowLosses",
     "StepResult",
     "check_settings",

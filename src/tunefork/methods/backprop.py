@@ -11,7 +11,7 @@ import torch
 
 from tunefork.batch import Batch
 from tunefork.errors import RecipeError, TrainingError
-from tunefork.methods.base import MethodInfo, RowLosses, StepResult
+from tunefork.methods.base import MethodInfo, Objective, RowLosses, StepResult
 from tunefork.models import load_trainable_state, trainable_state
 from tunefork.recipe.schema import Recipe, ZoSection
 
@@ -30,6 +30,11 @@ _FIRST_SCALE, _GROW_AFTER = 2.0**14, 200
 
 def check_settings(recipe: Recipe) -> None:
     """Raises RecipeError for settings of the method zo."""
+    if recipe.zo.objective != ZoSection().objective:
+        raise RecipeError(
+            f"Back-propagation needs a gradient, and `zo.objective` {recipe.zo.objective} has none. Received method "
+            "backprop. Try --method zo."
+        )
     if recipe.zo != ZoSection():
         set_here = next(k for k in ZoSection.model_fields if getattr(recipe.zo, k) != getattr(ZoSection(), k))
         raise RecipeError(
@@ -37,7 +42,13 @@ def check_settings(recipe: Recipe) -> None:
         )
 
 
-def make(model: torch.nn.Module, recipe: Recipe, trajectory: Path | None, about: Mapping[str, Any] | None) -> Backprop:
+def make(
+    model: torch.nn.Module,
+    recipe: Recipe,
+    trajectory: Path | None,
+    about: Mapping[str, Any] | None,
+    objective: Objective | None,
+) -> Backprop:
     return Backprop(model, recipe.train, autocast=_DTYPES[recipe.model.dtype])
 
 

@@ -9,9 +9,12 @@ from typing import Protocol
 import torch
 
 from tunefork.batch import Batch
+from tunefork.zo import Objective
 
 RowLosses = Callable[[torch.nn.Module, Batch], torch.Tensor]
 """A task's loss: (model, batch) -> fp32 sums [rows]. A step's loss is sum(losses) / sum(batch.weights)."""
+
+__all__ = ["Method", "MethodInfo", "Objective", "RowLosses", "StepResult"]
 
 
 @dataclass(frozen=True, slots=True)

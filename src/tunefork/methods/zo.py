@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from tunefork.batch import Batch
 from tunefork.errors import MissingFileError, RecipeError, RunError, TrainingError, UnsupportedError
-from tunefork.methods.base import MethodInfo, RowLosses, StepResult
+from tunefork.methods.base import MethodInfo, Objective, RowLosses, StepResult
 from tunefork.models import add_factors, autocast, load_trainable_state, trainable_state
 from tunefork.recipe.schema import Recipe, TrainSection, ZoSection
 from tunefork.zo import ZO, Reader, TrajectoryError
@@ -59,7 +59,11 @@ def check_settings(recipe: Recipe) -> None:
 
 
 def make(
-    model: torch.nn.Module, recipe: Recipe, trajectory: Path | None, about: Mapping[str, Any] | None = None
+    model: torch.nn.Module,
+    recipe: Recipe,
+    trajectory: Path | None,
+    about: Mapping[str, Any] | None = None,
+    objective: Objective | None = None,
 ) -> ZerothOrder:
     """`trajectory` logs the run and keeps what `model` has that its base has not: all that requires a gradient."""
     section, adapter = recipe.zo, str(recipe.adapter.name)
@@ -85,7 +89,7 @@ def make(
         raise RunError(str(error)) from None
     except ValueError as error:
         raise RecipeError(f"zo: {error}") from None
-    return ZerothOrder(model, recipe, optimizer)
+    return ZerothOrder(model, recipe, optimizer, objective)
 
 
 def rebuild(
@@ -172,16 +176,23 @@ class BatchRows:
             read_at=of(batch.read_at),
             options=of(batch.options),
             gold=None if batch.gold is None else batch.gold.index_select(0, rows),
+            places=None if batch.places is None else batch.places.index_select(0, rows),
         )
 
 
 class ZerothOrder:
-    """`ZO` on the task's loss. With adapters none and qlora the low-rank change becomes a LoRA file at the end."""
+    """`ZO` on the task's loss, or on an objective.
+
+    With adapters none and qlora the low-rank change becomes a LoRA file at the end.
+    """
 
     info = INFO
 
-    def __init__(self, model: torch.nn.Module, recipe: Recipe, optimizer: ZO) -> None:
+    def __init__(
+        self, model: torch.nn.Module, recipe: Recipe, optimizer: ZO, objective: Objective | None = None
+    ) -> None:
         self.model, self.dtype, self.optimizer = model, _DTYPES[recipe.model.dtype], optimizer
+        self.objective = objective
         self.low_rank = optimizer.options.direction == "low_rank"
         self.beside = recipe.adapter.name in _BESIDE
         self.peak = float(recipe.train.learning_rate)
@@ -190,7 +201,10 @@ class ZerothOrder:
         self.rows = BatchRows()
 
     def step(self, batches: Sequence[Batch], loss: RowLosses, learning_rate: float) -> StepResult:
-        """One step on sum(row losses) / sum(row weights) over all of `batches`; before the first, the calibration."""
+        """One step on sum(row losses) / sum(row weights) over all of `batches`, or on the value of the objective there.
+
+        Before the first, the calibration.
+        """
 
         def losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
             with autocast(batch.input_ids.device, self.dtype):
@@ -199,23 +213,26 @@ class ZerothOrder:
         notes, spent = (), 0
         try:
             if self.calibrating:
-                found = self.optimizer.calibrate(losses, *batches, rows=self.rows)
+                found = self.optimizer.calibrate(losses, *batches, rows=self.rows, objective=self.objective)
                 self.rate, self.calibrating = found.lr / self.peak, False
                 notes, spent = (f"Calibration: {found.reason}",), found.forwards
             rate = learning_rate * self.rate
-            value = self.optimizer.step_batch(losses, *batches, rows=self.rows, lr=rate)
-        except FloatingPointError as error:
+            value = self.optimizer.step_batch(losses, *batches, rows=self.rows, lr=rate, objective=self.objective)
+        except ArithmeticError as error:
             raise TrainingError(str(error)) from None
         last = self.optimizer.last
         assert last is not None
         if self.optimizer.steps == 1:
-            notes = (*notes, f"Losses are evaluated with {self.optimizer.mode}.")
+            what = "Losses are evaluated" if self.objective is None else "The objective is evaluated"
+            notes = (*notes, f"{what} with {self.optimizer.mode}.")
         scalars = {
             "learning_rate": rate,
             "projected_gradient": float(np.sqrt(np.mean(np.square(last.gradients)))),
             "queries": float(len(last.gradients)),
-            "row_forwards": float(last.forwards),
+            "row_forwards": float(last.forwards + spent),
         }
+        if self.objective is not None:
+            scalars["objective"] = -value
         return StepResult(value, last.forwards + spent, scalars, notes)
 
     def learned(self) -> dict[str, torch.Tensor]:

@@ -181,6 +181,11 @@ class ZoSection(Section):
     head_start: Literal["probe", "random"] = Field(
         default="probe", description="where a fresh head starts: slopes mean little at a random one"
     )
+    objective: str = Field(
+        default="loss",
+        description="what is trained for: loss, a metric of the task (accuracy, macro_f1, qwk, rougeL, exact_match …), "
+        "or python:module:function, which makes a number, the higher the better, of a list of predictions",
+    )
     epsilon: Annotated[float, Field(gt=0, lt=10)] | None = Field(default=None, description="distance of a probe")
     direction: Literal["low_rank", "rademacher", "gaussian"] | None = Field(
         default=None, description="beside frozen matrices, or dense over every trained weight"

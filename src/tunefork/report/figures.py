@@ -62,28 +62,35 @@ def dot_plot(dots: Sequence[Dot], metric: str) -> str:
     return _svg(figure, "dots", f"{words.metric_name(metric)} with intervals: {said}")
 
 
-def loss_plot(steps: Sequence[Mapping[str, Any]]) -> str:
-    """The loss of every step, faint, and its moving average over about a thirtieth of the run."""
-    x, y = _series(steps, "loss")
+def smoothed_plot(steps: Sequence[Mapping[str, Any]], name: str) -> str:
+    """A number of every step, faint, and its moving average over about a thirtieth of the run."""
+    x, y = _series(steps, name)
     figure, axes = _axes(340, 200)
     _faint(axes, x, y)
     smooth = smoothed(y, max(1, len(y) // 30))
     axes.plot(*_thinned(x, smooth), color=_ACCENT, linewidth=1.8, marker=_marker(x))
     _step_axis(axes, x)
     known = smooth[np.isfinite(smooth)]
-    return _svg(figure, "loss", f"training loss from {_ends(known)}")
+    return _svg(figure, name, f"{name.replace('_', ' ')} in training from {_ends(known)}")
 
 
-def look_plot(looks: Sequence[Mapping[str, Any]], chosen: int | None) -> str:
-    """The choosing metric on dev at each look; the look whose weights were kept is ringed and named."""
+def look_plot(
+    looks: Sequence[Mapping[str, Any]], chosen: int | None, forwards: Mapping[int, float] | None = None
+) -> str:
+    """The choosing metric on dev at each look; the look whose weights were kept is ringed and named.
+
+    `forwards` says what each step had taken by its end: then the axis counts that.
+    """
     x, y = _series(looks, "value")
+    if forwards is not None:
+        x = np.array([forwards[int(step)] for step in x])
     figure, axes = _axes(340, 200)
     axes.plot(x, y, color=_ACCENT, linewidth=1.8, marker="o", markersize=3.5)
     metric, said = words.metric_name(str(looks[0]["metric"])), _ends(y[np.isfinite(y)])
     axes.margins(x=0.06, y=0.2)
-    for look in looks:
+    for at, look in zip(x, looks, strict=True):
         if look["step"] == chosen and look["value"] is not None:
-            at, value = float(look["step"]), float(look["value"])
+            value = float(look["value"])
             axes.plot(at, value, "o", markersize=10, markerfacecolor="none", markeredgecolor=_INK, markeredgewidth=1.4)
             right = at > (x[0] + x[-1]) / 2
             above = words.higher_is_better(str(look["metric"]))

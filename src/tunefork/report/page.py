@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -107,6 +108,7 @@ def _view(record: Record, comparison: Comparison | None) -> dict[str, Any]:
         "baseline_label": baseline.partition(" + ")[0],
         "p_value": words.probability(comparison.difference.p_value) if comparison is not None else "",
         "curves": _curves(record),
+        "by_forwards": _forwards(record) is not None,
         "epochs": _epochs(record),
         "stopped": [] if "stopped" in metrics else _stopped(record),
         "confusions": find_confusions(record),
@@ -178,19 +180,39 @@ def _dots(record: Record) -> str:
 def _curves(record: Record) -> list[tuple[str, Markup]]:
     """(caption, plot), as many as there is something to show of."""
     found: list[tuple[str, str]] = []
+    objective = record.recipe.zo.objective
     if record.steps:
-        found.append(("Training loss, each step and smoothed", figures.loss_plot(record.steps)))
+        told, name = (objective, "objective") if objective != "loss" else ("loss", "loss")
+        caption = f"Training {words.metric_name(told)}, each step and smoothed"
+        found.append((caption, figures.smoothed_plot(record.steps, name)))
     looks = record.result["train"]["looks"]
     if looks:
         kept = record.result["train"]["weights_from_step"]
         chosen = kept if any(look["step"] == kept for look in looks) else None
         which = "; ringed: the weights that were kept" if chosen is not None else ""
         metric = words.sentence_case(words.metric_name(looks[0]["metric"]))
-        found.append((f"{metric} on dev{which}", figures.look_plot(looks, chosen)))
+        forwards = _forwards(record)
+        against = " against row-forwards" if forwards else ""
+        found.append((f"{metric} on dev{against}{which}", figures.look_plot(looks, chosen, forwards)))
+    if _measures("projected_gradient", record):
+        caption = "Projected gradients, root mean square, each step and smoothed"
+        found.append((caption, figures.smoothed_plot(record.steps, "projected_gradient")))
     for name, caption in (("learning_rate", "Learning rate"), ("gradient_norm", "Gradient norm, before clipping")):
-        if sum(step.get(name) is not None for step in record.steps) > 1:
+        if _measures(name, record):
             found.append((caption, figures.scalar_plot(record.steps, name)))
     return [(caption, Markup(plot)) for caption, plot in found]
+
+
+def _measures(name: str, record: Record) -> bool:
+    return sum(step.get(name) is not None for step in record.steps) > 1
+
+
+def _forwards(record: Record) -> dict[int, float] | None:
+    """Rows times evaluations up to the end of each step, the calibration's included; None where no step counts them."""
+    if not record.steps or any("row_forwards" not in step for step in record.steps):
+        return None
+    totals = itertools.accumulate(float(step["row_forwards"]) for step in record.steps)
+    return dict(zip((int(step["step"]) for step in record.steps), totals, strict=True))
 
 
 def _epochs(record: Record) -> str:

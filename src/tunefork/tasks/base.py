@@ -88,6 +88,10 @@ class Task(Protocol):
     stop: tuple[str, ...]
     max_new_tokens: int
 
+    def measured_by(self, metric: str) -> Task:
+        """The same task with this metric alone. Raises RecipeError for one it does not have."""
+        ...
+
     def rows(self, rows: Sequence[Row]) -> list[Row]:
         """Rows as the task counts them: nested lists (MultiRC, ReCoRD) are unrolled, one row a question."""
         ...

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from pydantic import Field, ValidationError
@@ -78,10 +79,21 @@ class SpecTask:
                     f"`task.metric` must be one of {', '.join(known)} for {spec.kind}. Received {metric!r}."
                     f"{did_you_mean(metric, known)}"
                 )
-        self.spec, self.info = spec, spec.info
+        self.spec, self.info, self.known = spec, spec.info, tuple(known)
         self.metrics, self.metric = spec.metrics, spec.metrics[0]
         self.stop, self.max_new_tokens = spec.stop, spec.max_new_tokens
         self.wording: Mapping[str, Any] = spec.wording()
+
+    def measured_by(self, metric: str) -> Self:
+        """The same task with this metric alone. Raises RecipeError for one it does not have."""
+        if metric not in self.known:
+            raise RecipeError(
+                f"A metric of {self.spec.kind} must be one of {', '.join(self.known)}. Received {metric!r}."
+                f"{did_you_mean(metric, self.known)}"
+            )
+        other = copy.copy(self)
+        other.metric, other.metrics = metric, (metric,)
+        return other
 
     def rows(self, rows: Sequence[Row]) -> list[Row]:
         """One row a question."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -153,7 +153,10 @@ def train(
             started = time.perf_counter()
             torch.manual_seed(_step_seed(recipe.seed, progress.step))  # dropout is a function of (seed, step)
             groups = micro_batches(sampler.step(progress.step), lengths, int(options.micro_batch_size))
-            batches = [renderer.batch([rows[i] for i in group], learn=True).to(device) for group in groups]
+            batches = [
+                replace(renderer.batch([rows[i] for i in group], learn=True), places=torch.tensor(group)).to(device)
+                for group in groups
+            ]
             rate = learning_rate(
                 progress.step,
                 peak=float(options.learning_rate),

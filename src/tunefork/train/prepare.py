@@ -13,6 +13,7 @@ from tunefork.data import Finding, Item, Row, Splits, check_items, load_splits
 from tunefork.errors import DataError, RecipeError
 from tunefork.evaluate.baselines import BaselineResult, check_baselines, fitting_baselines, run_baselines
 from tunefork.evaluate.harness import Asking, nothing
+from tunefork.evaluate.objective import check_objective, is_mean
 from tunefork.methods import check_settings, method_info
 from tunefork.models import (
     ModelFacts,
@@ -122,6 +123,7 @@ def prepare(recipe: Recipe) -> Job:
     room = usable_positions(facts, recipe.adapter)
     limit = min(room, LONGEST_AUTOMATIC) if recipe.model.max_length == "auto" else int(recipe.model.max_length)
     renderer = Renderer(tokenizer, facts.kind, task, limit, recipe.task.chat_template)
+    check_objective(recipe.zo.objective, renderer)
     rendered = {name: [r for e in examples[name] for r in renderer.render(e)] for name in SPLITS}
     findings += check_rendered(rendered, task, renderer, recipe.data)
     rendered["train"] = [r for r in rendered["train"] if _teaches(r)]
@@ -216,4 +218,5 @@ def _situation(
         baselines=fitting_baselines(renderer.task),
         checkpointing_needed=False,
         needs_backward=method_info(recipe.train.method).needs_backward,
+        batch_metric=not is_mean(recipe.zo.objective, renderer.task),
     )

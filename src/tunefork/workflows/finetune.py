@@ -14,6 +14,7 @@ import torch
 
 from tunefork.errors import MissingExtraError, RunError, TrainingError, TuneforkError
 from tunefork.evaluate.harness import Asking, look_metrics, predict_examples
+from tunefork.evaluate.objective import make_objective
 from tunefork.evaluate.start import start_head_from_probe
 from tunefork.evaluate.stored import shown_text, write_predictions
 from tunefork.evaluate.summary import measure
@@ -274,7 +275,8 @@ def _train(
         "base": job.facts.summary(),
         "rendering": _rendering(job),
     }
-    method = make_method(model, recipe, run.trajectory_path, about)
+    objective = make_objective(recipe.zo.objective, asking, job.rendered["train"])
+    method = make_method(model, recipe, run.trajectory_path, about, objective)
     trained = train(
         run=run,
         recipe=recipe,

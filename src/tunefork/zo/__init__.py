@@ -2,9 +2,10 @@
 
 from tunefork.zo.calibrate import Calibration
 from tunefork.zo.engine import Step
+from tunefork.zo.measured import Objective
 from tunefork.zo.optimizer import ZO
 from tunefork.zo.options import Options, Preset, options_of, presets
-from tunefork.zo.probes import Rows, TensorRows
+from tunefork.zo.rows import Rows, TensorRows
 from tunefork.zo.trainer import ZOTrainerMixin
 from tunefork.zo.trajectory import Header, Reader, Record, Trajectory, TrajectoryError, replay
 
@@ -12,6 +13,7 @@ __all__ = [
     "ZO",
     "Calibration",
     "Header",
+    "Objective",
     "Options",
     "Preset",
     "Reader",

@@ -12,13 +12,14 @@ slope that the rows agree on, is measured from the rows' own slopes. A quarter o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tunefork.zo.engine import Engine, Uninterrupted
-from tunefork.zo.probes import Measured, Probe
+from tunefork.zo.measured import Measured
+from tunefork.zo.probes import Probe
 from tunefork.zo.updates import Rule
 
 LADDER = tuple(10.0 ** (k / 2) for k in range(-8, -1))
@@ -26,9 +27,9 @@ LADDER = tuple(10.0 ** (k / 2) for k in range(-8, -1))
 
 _BIAS = 0.1  # share of the slope by which an epsilon may be off
 _CAUTION = 0.25  # of the best step's length: directions add up, and curvature grows on the way
-_SHARE = (0.02, 1.0)  # bounds of the measured part of a slope's square that the rows agree on
+SHARE = (0.02, 1.0)  # bounds of the measured part of a slope's square that the rows agree on
 _UNKNOWN_SHARE = 0.25  # the same, where rows cannot be told apart
-_LAST = 2**32 - 1  # steps whose directions no run reaches
+LAST = 2**32 - 1  # steps whose directions no run reaches
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +40,17 @@ class Calibration:
     lr: float
     slope: float  # root mean square of the projected gradients
     curvature: float  # root mean square of z^T H z
-    noise: float  # standard deviation of one loss from rounding
+    noise: float  # standard deviation of one loss from rounding; not asked of a metric
     share: float  # part of the slopes' square that the rows agree on
     forwards: int
     reason: str
 
 
 def calibrate(engine: Engine, make_probe: Callable[[], Probe], rule: Rule, *, directions: int = 6) -> Calibration:
-    """Chooses epsilon and lr; the model is left as it is. Raises FloatingPointError where no loss is finite."""
+    """Chooses epsilon and lr for a loss; the model is left as it is. Raises FloatingPointError where none is finite."""
     slopes, bends, shares, forwards = [], [], [], 0
     for i in range(max(2, -(-directions // engine.queries))):
-        found = _along(engine, make_probe, _LAST - i)
+        found = _along(engine, make_probe, LAST - i)
         slopes.append(found[0])
         bends.append(found[1])
         shares += found[2]
@@ -64,14 +65,9 @@ def calibrate(engine: Engine, make_probe: Callable[[], Probe], rule: Rule, *, di
     curvature = math.sqrt(float(np.mean(bend[chosen] ** 2)))
     squares = float(np.mean(slope[chosen] ** 2))
     pairs = [pair for by_epsilon in shares if (pair := by_epsilon[chosen]) is not None]
-    share = float(np.clip(np.mean(pairs) / max(squares, 1e-30), *_SHARE)) if pairs else _UNKNOWN_SHARE
-    lr = _CAUTION * engine.queries * share / max(curvature, 1e-30)
-    if rule.normaliser == "rms":
-        lr *= math.sqrt(squares)
-    elif rule.normaliser == "std":
-        lr *= float(np.mean([np.std(s[chosen]) for s in slopes]))
-    lr /= sum(rule.momentum**age for age in range(rule.window))
-    epsilon, lr = float(f"{ladder[chosen]:.2g}"), float(f"{lr:.2g}")
+    share = float(np.clip(np.mean(pairs) / max(squares, 1e-30), *SHARE)) if pairs else _UNKNOWN_SHARE
+    lr = suited_lr(engine.queries, share, curvature, rule, [s[chosen] for s in slopes])
+    epsilon = float(f"{ladder[chosen]:.2g}")
     reason = (
         f"epsilon {epsilon:g} is the largest at which slopes are straight (off by {bias:.0%} from the next smaller; "
         f"rounding moves a loss by {noise:.1g}, a probe by {size * epsilon:.1g}). lr {lr:g} is a quarter of what suits "
@@ -79,6 +75,17 @@ def calibrate(engine: Engine, make_probe: Callable[[], Probe], rule: Rule, *, di
         f"whose square {share:.0%} is {'what the rows agree on' if pairs else 'taken to be more than chance'}."
     )
     return Calibration(epsilon, lr, size, curvature, noise, share, forwards, reason)
+
+
+def suited_lr(queries: int, share: float, curvature: float, rule: Rule, slopes: Sequence[np.ndarray]) -> float:
+    """To two digits, for a rule that is given slopes [queries] like those of these steps."""
+    lr = _CAUTION * queries * share / max(curvature, 1e-30)
+    if rule.normaliser == "rms":
+        lr *= math.sqrt(float(np.mean(np.concatenate(slopes) ** 2)))
+    elif rule.normaliser == "std":
+        lr *= float(np.mean([np.std(s) for s in slopes]))
+    lr /= sum(rule.momentum**age for age in range(rule.window))
+    return float(f"{lr:.2g}")
 
 
 def _along(
@@ -92,13 +99,15 @@ def _along(
     middle = measured[0].first
     slope = np.stack([(m.first - m.second) / (2 * e) for m, e in zip(measured[1:], LADDER, strict=True)])
     bend = np.stack([(m.first + m.second - 2 * middle) / e**2 for m, e in zip(measured[1:], LADDER, strict=True)])
-    agreed = [[_agreed(m.rows[j], e) for m, e in zip(measured[1:], LADDER, strict=True)] for j in range(engine.queries)]
-    return slope, bend, agreed, sum(m.forwards for m in measured)
+    shares = [
+        [agreed(m.by_row(j), e) for m, e in zip(measured[1:], LADDER, strict=True)] for j in range(engine.queries)
+    ]
+    return slope, bend, shares, sum(m.forwards for m in measured)
 
 
-def _agreed(sides: np.ndarray, epsilon: float) -> float | None:
+def agreed(differences: np.ndarray, epsilon: float) -> float | None:
     """Mean product of two different rows' slopes: unbiased for the square of the slope that all rows share."""
-    slopes = (sides[0] - sides[1]) / (2 * epsilon)
+    slopes = differences / (2 * epsilon)
     m = len(slopes)
     return float((slopes.sum() ** 2 - (slopes**2).sum()) / (m * (m - 1))) if m > 1 else None
 

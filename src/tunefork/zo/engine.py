@@ -13,7 +13,8 @@ import torch
 
 from tunefork.zo.directions.base import Directions, Term
 from tunefork.zo.estimators import Estimator
-from tunefork.zo.probes import Measured, Probe, Show
+from tunefork.zo.measured import Measured
+from tunefork.zo.probes import Probe, Show
 from tunefork.zo.randomness import Randomness
 from tunefork.zo.sites import trace
 from tunefork.zo.updates import Updates
@@ -73,7 +74,8 @@ class Engine:
                 )
             loss = float(np.float32(np.sum(measured.shares * here)))  # as the log holds it
             gradients = (slopes * (measured.shares * self.queries)).astype(np.float32)
-            terms = self.updates.next(gradients).terms(self.steps, lr, weight_decay)
+            moving = lr if gradients.any() else 0.0  # where all sides tie nothing is known, and nothing changes
+            terms = self.updates.next(gradients).terms(self.steps, moving, weight_decay)
             if self.log is not None:
                 self.log.append(loss, gradients, terms)  # first, so that no change is ever without its record
             self.catch_up([(gradients, terms)])

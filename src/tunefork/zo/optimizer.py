@@ -11,12 +11,15 @@ from typing import Any
 import torch
 
 from tunefork.zo.calibrate import Calibration, calibrate
+from tunefork.zo.calibrate_metric import calibrate_metric
 from tunefork.zo.directions import LowRank, build
 from tunefork.zo.directions.lora_file import Factors, lora_factors, write_adapter
 from tunefork.zo.engine import Engine, Step, Uninterrupted
 from tunefork.zo.estimators import ESTIMATORS
+from tunefork.zo.measured import Objective
 from tunefork.zo.options import options_of
-from tunefork.zo.probes import BatchProbe, ClosureProbe, LossFn, Probe, Rows, Stacking, TensorRows
+from tunefork.zo.probes import BatchProbe, ClosureProbe, LossFn, Probe, Stacking
+from tunefork.zo.rows import Rows, TensorRows
 from tunefork.zo.sites import choose, fingerprint
 from tunefork.zo.trajectory import Header, Reader, Record, Trajectory, TrajectoryError, replay
 from tunefork.zo.updates import Updates
@@ -169,7 +172,14 @@ class ZO(torch.optim.Optimizer):
         return self._step(ClosureProbe(closure, self.stacking), None)
 
     @torch.no_grad()
-    def step_batch(self, loss_fn: LossFn, *batches: Any, rows: Rows | None = None, lr: float | None = None) -> float:
+    def step_batch(
+        self,
+        loss_fn: LossFn,
+        *batches: Any,
+        rows: Rows | None = None,
+        lr: float | None = None,
+        objective: Objective | None = None,
+    ) -> float:
         """One step on a batch, given whole or as micro-batches.
 
         Args:
@@ -177,10 +187,11 @@ class ZO(torch.optim.Optimizer):
             batches: a tensor, or a mapping, list or tuple of tensors [rows, ...]; more than one: micro-batches.
             rows: how rows are read out of other kinds of batch.
             lr: of this step; None: the param group's.
+            objective: raised in place of lowering the losses. A step in which all its sides tie changes nothing.
 
-        Returns the mean of the losses on the two sides.
+        Returns the mean of the losses on the two sides; with an objective, of its value with a minus.
         """
-        return self._step(BatchProbe(self.model, loss_fn, batches, rows or TensorRows(), self.stacking), lr)
+        return self._step(BatchProbe(self.model, loss_fn, batches, rows or TensorRows(), self.stacking, objective), lr)
 
     def _step(self, probe: Probe, lr: float | None) -> float:
         if self.finished:
@@ -216,19 +227,26 @@ class ZO(torch.optim.Optimizer):
         return self.steps - before
 
     @torch.no_grad()
-    def calibrate(self, loss: Callable[..., Any], *batches: Any, rows: Rows | None = None) -> Calibration:
+    def calibrate(
+        self,
+        loss: Callable[..., Any],
+        *batches: Any,
+        rows: Rows | None = None,
+        objective: Objective | None = None,
+    ) -> Calibration:
         """Measures epsilon and a first lr for this model and task, sets them, and says why; nothing is learned.
 
         Args:
-            loss: a closure, or with `batches` a `loss_fn` as for `step_batch`.
+            loss: a closure, or with `batches` a `loss_fn` as for `step_batch`; `objective` likewise.
         """
 
         def probe() -> Probe:
             if not batches:
                 return ClosureProbe(loss, self.stacking)
-            return BatchProbe(self.model, loss, batches, rows or TensorRows(), self.stacking)
+            return BatchProbe(self.model, loss, batches, rows or TensorRows(), self.stacking, objective)
 
-        found = calibrate(self.engine, probe, self.options.rule)
+        choose = calibrate if objective is None else calibrate_metric
+        found = choose(self.engine, probe, self.options.rule)
         self.param_groups[0].update(lr=found.lr, epsilon=found.epsilon)
         return found
 

@@ -9,8 +9,8 @@ says why.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
@@ -18,7 +18,9 @@ import numpy as np
 import torch
 
 from tunefork.zo.directions.base import Directions, Group, Pass, UnstackableError
+from tunefork.zo.measured import Measured, Objective, of_answers, of_losses
 from tunefork.zo.randomness import Randomness
+from tunefork.zo.rows import Rows, tensors_in
 
 LossFn = Callable[[torch.nn.Module, Any], torch.Tensor]
 """(model, batch) -> fp32 losses [rows]."""
@@ -42,74 +44,9 @@ class Lane(NamedTuple):
     stop: int
 
 
-class Rows(Protocol):
-    """How the engine reads a batch as rows."""
-
-    def count(self, batch: Any) -> int: ...
-
-    def select(self, batch: Any, rows: torch.Tensor) -> Any:
-        """The batch of these rows (int64, in this order; a row may come more than once)."""
-        ...
-
-    def weights(self, batch: Any) -> torch.Tensor:
-        """[rows]: the step's loss is sum(losses) / sum(weights)."""
-        ...
-
-    def entries(self, batch: Any) -> torch.Tensor | None:
-        """[rows]: places of the leading dimension that belong to each row, in order; None: all rows have as many."""
-        ...
-
-
-class TensorRows:
-    """Batches that are a tensor, or a mapping, list or tuple of them; tensors as long as the first hold the rows."""
-
-    def count(self, batch: Any) -> int:
-        tensors = [t for t in _tensors(batch) if t.ndim]
-        if not tensors:
-            raise ValueError(f"A batch must hold tensors. Received {type(batch).__name__}. Try giving `rows`.")
-        return len(tensors[0])
-
-    def select(self, batch: Any, rows: torch.Tensor) -> Any:
-        return _selected(batch, rows, self.count(batch))
-
-    def weights(self, batch: Any) -> torch.Tensor:
-        return torch.ones(self.count(batch))
-
-    def entries(self, batch: Any) -> torch.Tensor | None:
-        return None
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-    elif is_dataclass(value):
-        for item in fields(value):
-            yield from _tensors(getattr(value, item.name))
-
-
-def _selected(value: Any, rows: torch.Tensor, count: int) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.index_select(0, rows.to(value.device)) if value.ndim and len(value) == count else value
-    if isinstance(value, Mapping):
-        return {key: _selected(item, rows, count) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = [_selected(item, rows, count) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
-
-
 def _numbers(values: torch.Tensor) -> np.ndarray:
     """fp64, one by one: where memory is only simulated, a tensor has no array but answers `item`."""
     return np.array([value.item() for value in values.detach().cpu().unbind()], dtype=np.float64)
-
-
-_NO_ROWS = np.zeros((2, 0))
 
 
 def deal(rows: int, queries: int, split: bool) -> list[tuple[int, int]]:
@@ -117,17 +54,6 @@ def deal(rows: int, queries: int, split: bool) -> list[tuple[int, int]]:
     if not split:
         return [(0, rows)] * queries
     return [(rows * j // queries, rows * (j + 1) // queries) for j in range(queries)]
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """fp64 [queries] losses on the two sides, the queries' shares of the weight, and what it cost."""
-
-    first: np.ndarray
-    second: np.ndarray
-    shares: np.ndarray
-    forwards: int  # rows (of a closure: batches) times evaluations
-    rows: list[np.ndarray]  # by query: [2, rows], of which `first` and `second` are the means; of a closure: one row
 
 
 class Show:
@@ -176,7 +102,8 @@ class Stacking:
         """Rows of one pass."""
         if self.limit is not None:
             return self.limit * rows
-        places = max((t.shape[0] * (t.shape[1] if _has_places(t) else 1) for t in _tensors(batch) if t.ndim), default=1)
+        each = (t.shape[0] * (t.shape[1] if _has_places(t) else 1) for t in tensors_in(batch) if t.ndim)
+        places = max(each, default=1)
         return rows * max(1, TOKENS.get(self.device.type, MORE_TOKENS) // places)
 
 
@@ -196,14 +123,26 @@ class Probe(Protocol):
 
 
 class BatchProbe:
-    """Row losses of micro-batches which together are the step's batch."""
+    """Row losses of micro-batches which together are the step's batch; with an objective, its value instead.
+
+    The losses then only prove that stacking works: they differ where answers may not.
+    """
 
     def __init__(
-        self, model: torch.nn.Module, loss_fn: LossFn, batches: Sequence[Any], rows: Rows, stacking: Stacking
+        self,
+        model: torch.nn.Module,
+        loss_fn: LossFn,
+        batches: Sequence[Any],
+        rows: Rows,
+        stacking: Stacking,
+        objective: Objective | None = None,
     ) -> None:
         self.model, self.loss_fn, self.batches, self.reader, self.stacking = model, loss_fn, batches, rows, stacking
         self.counts = [rows.count(batch) for batch in batches]
         self.rows, self.forwards = sum(self.counts), 0
+        self.objective = objective
+        if objective is not None and not objective.stackable:
+            self.stacking.alone = "the objective's answers take more than one pass"
 
     def plain(self) -> None:
         self._losses(self.batches[0], self.counts[0])
@@ -211,10 +150,10 @@ class BatchProbe:
     def measure(self, signs: tuple[int, int], show: Show) -> Measured:
         shares = deal(self.rows, show.queries, show.split)
         lanes = [Lane(j, s, *dealt) for j, dealt in enumerate(shares) for s in signs if s and dealt[0] < dealt[1]]
-        if 0 in signs:
+        objective = self.objective
+        if 0 in signs or (objective is not None and not objective.mean and show.split):
             lanes.insert(0, Lane(0, 0, 0, self.rows))
-        weights = _numbers(torch.cat([self.reader.weights(batch) for batch in self.batches]))
-        found = {(lane.query, lane.sign): np.zeros(self.rows) for lane in lanes}
+        found: dict[tuple[int, int], list[Any]] = {(lane.query, lane.sign): [0.0] * self.rows for lane in lanes}
         start = 0
         for batch, count in zip(self.batches, self.counts, strict=True):
             stop = start + count
@@ -223,21 +162,22 @@ class BatchProbe:
                 for q, s, a, b in lanes
                 if a < stop and b > start
             ]
-            for lane, losses in self._micro(batch, count, inside, show):
-                found[lane.query, lane.sign][start + lane.start : start + lane.stop] = _numbers(losses)
+            for lane, values in self._micro(batch, count, inside, show):
+                found[lane.query, lane.sign][start + lane.start : start + lane.stop] = values
             start = stop
-        sides, part, by_row = np.zeros((2, show.queries)), np.full(show.queries, 1.0 / show.queries), []
-        for j, (begin, end) in enumerate(shares):
-            weight = float(weights[begin:end].sum())
-            losses = np.stack([found[j if sign else 0, sign][begin:end] for sign in signs]) if begin < end else _NO_ROWS
-            by_row.append(losses * ((end - begin) / weight if weight else 0.0))
-            sides[:, j] = losses.sum(axis=1) / weight if weight else 0.0
-            if show.split:
-                part[j] = weight / float(weights.sum())
+
+        def side(query: int, sign: int) -> list[Any]:
+            return found[query if sign else 0, sign] if shares[query][0] < shares[query][1] else []
+
+        if objective is None:
+            weights = _numbers(torch.cat([self.reader.weights(batch) for batch in self.batches]))
+            sides, part, by_row = of_losses(side, signs, shares, weights, show.split)
+        else:
+            sides, part, by_row = of_answers(objective, side, signs, shares, show.split)
         return Measured(sides[0], sides[1], part, self.forwards, by_row)
 
-    def _micro(self, batch: Any, count: int, lanes: list[Lane], show: Show) -> list[tuple[Lane, torch.Tensor]]:
-        """Each lane's losses on one micro-batch."""
+    def _micro(self, batch: Any, count: int, lanes: list[Lane], show: Show) -> list[tuple[Lane, list[Any]]]:
+        """Each lane's losses or answers on one micro-batch."""
         if not show.stackable:
             self.stacking.alone = "a dense direction has room for one side of one query"
         if not self.stacking.alone:
@@ -247,18 +187,26 @@ class BatchProbe:
                 if key not in self.stacking.proven:
                     self._prove(batch, count, lanes, show)
                     self.stacking.proven.add(key)
-                return self._run(batch, count, lanes, show, self.stacking.capacity(batch, count), show.epsilon)
+                return self._values(batch, count, lanes, show, self.stacking.capacity(batch, count))
             except UnstackableError as error:
                 self.stacking.alone = str(error)
-        return self._run(batch, count, lanes, show, 0, show.epsilon)
+        return self._values(batch, count, lanes, show, 0)
+
+    def _values(
+        self, batch: Any, count: int, lanes: list[Lane], show: Show, capacity: int
+    ) -> list[tuple[Lane, list[Any]]]:
+        if self.objective is None:
+            found = self._run(batch, count, lanes, show, capacity, show.epsilon, self._losses)
+            return [(lane, _numbers(losses).tolist()) for lane, losses in found]
+        return self._run(batch, count, lanes, show, capacity, show.epsilon, self._answers)
 
     def _prove(self, batch: Any, count: int, lanes: list[Lane], show: Show) -> None:
         """Raises UnstackableError unless lanes in one pass have the losses they have one by one."""
         capacity, epsilon = self.stacking.capacity(batch, count), _PROOF_SCALE * show.epsilon
         if all(len(p) == 1 for p in _plan(lanes, capacity)):
             return
-        together = dict(self._run(batch, count, lanes, show, capacity, epsilon))
-        alone = dict(self._run(batch, count, lanes, show, 0, epsilon))
+        together = dict(self._run(batch, count, lanes, show, capacity, epsilon, self._losses))
+        alone = dict(self._run(batch, count, lanes, show, 0, epsilon, self._losses))
         spread = off = size = torch.zeros(())
         for lane, losses in alone.items():
             size = torch.maximum(size, losses.abs().max())
@@ -272,8 +220,16 @@ class BatchProbe:
             )
 
     def _run(
-        self, batch: Any, count: int, lanes: list[Lane], show: Show, capacity: int, epsilon: float
-    ) -> list[tuple[Lane, torch.Tensor]]:
+        self,
+        batch: Any,
+        count: int,
+        lanes: list[Lane],
+        show: Show,
+        capacity: int,
+        epsilon: float,
+        read: Callable[[Any, int], Any],
+    ) -> list[tuple[Lane, Any]]:
+        """What `read` gives for the rows of each lane."""
         found, plan = [], _plan(lanes, capacity)
         self.stacking.passes = len(plan)
         self.stacking.rows = max(sum(lane.stop - lane.start for lane in lanes) for lanes in plan)
@@ -285,9 +241,10 @@ class BatchProbe:
                 show.lane(together[0].query, together[0].sign, epsilon)
             else:
                 show(self._pass(part, together, show.step, epsilon))
-            losses = self._losses(part, len(rows))
-            sizes = [lane.stop - lane.start for lane in together]
-            found += zip(together, losses.split(sizes), strict=True)
+            values, begin = read(part, len(rows)), 0
+            for lane in together:
+                found.append((lane, values[begin : begin + lane.stop - lane.start]))
+                begin += lane.stop - lane.start
         return found
 
     def _pass(self, batch: Any, lanes: list[Lane], step: int, epsilon: float) -> Pass:
@@ -317,6 +274,14 @@ class BatchProbe:
                 f"rounded away. Received {got}. Try cross_entropy(logits.float(), ..., reduction='none')."
             )
         return losses
+
+    def _answers(self, batch: Any, rows: int) -> list[Any]:
+        assert self.objective is not None
+        answers = list(self.objective.answers(self.model, batch))
+        self.forwards += rows
+        if len(answers) != rows:
+            raise ValueError(f"An objective must give an answer a row, here {rows}. Received {len(answers)}.")
+        return answers
 
 
 def _plan(lanes: list[Lane], capacity: int) -> list[list[Lane]]:
@@ -371,7 +336,7 @@ class ClosureProbe:
                     middle = middle if sign else value
                 sides[i, j] = value if sign else middle
         shares = np.full(show.queries, 1.0 / show.queries)
-        return Measured(sides[0], sides[1], shares, self.forwards, [side[:, None] for side in sides.T])
+        return Measured(sides[0], sides[1], shares, self.forwards, lambda j: sides[:1, j] - sides[1:, j])
 
     def _mapped(self, signs: tuple[int, int], query: int, show: Show) -> list[float]:
         def side(scale: torch.Tensor) -> torch.Tensor:

@@ -59,7 +59,7 @@ class Updates:
         rule, after.steps = self.rule, self.steps + 1
         if rule.clip is not None:
             g = np.clip(g, -rule.clip, rule.clip)
-        if rule.clip_rms is not None and self.steps:
+        if rule.clip_rms is not None and self.mean_square:
             bound = rule.clip_rms * math.sqrt(self._mean_square())
             g = np.clip(g, -bound, bound)
         after.mean_square = rule.beta * self.mean_square + (1.0 - rule.beta) * float(np.mean(g * g))

@@ -1,0 +1,90 @@
+"""Epsilon and a first learning rate for a value that changes only where an answer does: a metric.
+
+Near the weights such a value is flat, and all probes tie; its slope is that of its mean over a neighbourhood as wide as
+epsilon. An answer that changes counts the same whatever epsilon is, so slopes have less noise the larger it is, until
+answers change for the worse on both sides alike and say little about the middle. So epsilon is the largest at which the
+probes' mean has fallen by less than half of what their sides differ by, among those at which the sides of at least half
+of the probes differ.
+
+How far the mean falls is the curvature, and lr follows from it as for a loss. Both come from few answers: a fall that
+is smaller than what it may be off by is taken to be that large.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tunefork.zo.calibrate import LAST, Calibration, agreed, suited_lr
+from tunefork.zo.engine import Engine, Uninterrupted
+from tunefork.zo.measured import Measured
+from tunefork.zo.probes import Probe
+from tunefork.zo.updates import Rule
+
+LADDER = tuple(10.0 ** (k / 2) for k in range(-7, 0))
+"""Epsilons tried: half decades from 3e-4 to 0.3."""
+
+_DIFFER = 0.5  # of the probes: this share must have sides that differ
+_FALL = 0.5  # of the size of a difference
+_TRIED = 16  # probes at each epsilon
+_PROBES = 64  # at the chosen one
+_SHARE = (0.1, 1.0)  # bounds of the part of a slope's square that the rows agree on: of so few answers less is not seen
+
+
+def calibrate_metric(engine: Engine, make_probe: Callable[[], Probe], rule: Rule) -> Calibration:
+    """Chooses epsilon and lr; the model is left as it is. Raises ArithmeticError where no epsilon changes an answer."""
+    queries, spent = engine.queries, 0
+
+    def probes(steps: range, signs: tuple[int, int], epsilon: float) -> list[Measured]:
+        nonlocal spent
+        with Uninterrupted() as signals:
+            found = [engine.measure(make_probe(), signals, signs, LAST - i, epsilon) for i in steps]
+        spent += sum(m.forwards for m in found)
+        return found
+
+    here = float(probes(range(1), (0, 0), LADDER[0])[0].first[0])
+    few, many = (-(-n // queries) for n in (_TRIED, _PROBES))
+    epsilon, differ, seen = 0.0, 0.0, list[Measured]()
+    for tried in LADDER:
+        found = probes(range(few), (1, -1), tried)
+        differences, falls = _sides(found, here)
+        share = float(np.mean(differences != 0))
+        steady = float(np.mean(falls)) <= _FALL * _size(differences)
+        if (steady and share >= _DIFFER) or (differ < _DIFFER and share > differ):
+            epsilon, differ, seen = tried, share, found
+        if not steady and share >= _DIFFER:
+            break
+    if not epsilon:
+        raise ArithmeticError(
+            f"A probe must change an answer for a metric to have a slope. Received {-here:g} on both sides of all "
+            f"probes: no answer changes up to epsilon {LADDER[-1]:g}. Try more rows a step, or the loss as objective."
+        )
+    seen += probes(range(few, many), (1, -1), epsilon)
+    differences, falls = _sides(seen, here)
+    fall, spread = float(np.mean(falls)), max(float(np.std(falls)), _size(differences) / 2)
+    curvature = 2 * max(fall, spread / math.sqrt(len(falls))) / epsilon**2
+    slopes = [(m.first - m.second) / (2 * epsilon) for m in seen]
+    squares = float(np.mean(np.concatenate(slopes) ** 2))
+    pairs = [pair for m in seen for j in range(queries) if (pair := agreed(m.by_row(j), epsilon)) is not None]
+    share = float(np.clip(np.mean(pairs) / squares, *_SHARE)) if pairs and squares else _SHARE[0]
+    lr = suited_lr(queries, share, curvature, rule, slopes)
+    epsilon = float(f"{epsilon:.2g}")
+    reason = (
+        f"epsilon {epsilon:g} is wide enough for {differ:.0%} of the probes to change the metric, and its mean over "
+        f"them is {-fall:+.2g} of what it is without (a probe's sides differ by {_size(differences):.2g}). lr {lr:g} "
+        f"is a quarter of what suits a curvature of at most {curvature:.3g} along a direction, {queries} queries, and "
+        f"slopes of {math.sqrt(squares):.3g} of whose square {share:.0%} is what the rows agree on."
+    )
+    return Calibration(epsilon, lr, math.sqrt(squares), curvature, 0.0, share, spent, reason)
+
+
+def _sides(measured: Sequence[Measured], here: float) -> tuple[np.ndarray, np.ndarray]:
+    """[probes]: how far the two sides differ, and how much worse their mean is than where the model stands."""
+    first, second = (np.concatenate([getattr(m, side) for m in measured]) for side in ("first", "second"))
+    return first - second, (first + second) / 2 - here
+
+
+def _size(differences: np.ndarray) -> float:
+    return math.sqrt(float(np.mean(differences**2)))
