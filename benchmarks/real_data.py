@@ -37,7 +37,7 @@ def minilm() -> str:
 
 def tasks(data: Path, scratch: Path) -> dict[str, dict[str, Any]]:
     """Recipes by name. Row limits keep the whole near two hours on one core."""
-    sas = scratch / "asap_sas_1"
+    sas = scratch / "rows_of_asap_sas_1"
     sas.mkdir()
     for split, score in (("train", "score1"), ("test", "score")):
         rows = [json.loads(line) for line in (data / "asap_sas" / f"{split}.jsonl").read_text().splitlines()]

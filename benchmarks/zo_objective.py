@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from real_data import minilm
-from tunefork.evaluate import predict_examples
+from tunefork.evaluate.harness import predict_examples
 from tunefork.evaluate.objective import make_objective
 from tunefork.evaluate.start import start_head_from_probe
 from tunefork.methods import make_method

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.evaluate import scenes
 from tunefork.errors import Interrupted, RecipeError
-from tunefork.evaluate import predict_examples
+from tunefork.evaluate.harness import predict_examples
 from tunefork.evaluate.objective import make_objective
 from tunefork.recipe import Recipe, TaskSection, make_recipe
 from tunefork.run import RunFolder

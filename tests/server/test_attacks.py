@@ -184,7 +184,7 @@ def test_no_form_is_an_error_of_the_server(url: str, keys: dict[str, str], name:
     [
         {"OpenAI-Project": "proj_default"},
         {"X-Forwarded-For": "127.0.0.1", "Authorization": ""},
-        {"X-Forwarded-User": "proj_default", "Authorization": "Bearer "},
+        {"X-Forwarded-User": "proj_default", "Authorization": "Bearer"},
         {"X-Http-Method-Override": "DELETE", "Authorization": "Bearer sk-tf-"},
         {"Authorization": "Bearer " + "x" * 5000},
         {"Host": "localhost", "Authorization": "Bearer null"},
@@ -201,6 +201,7 @@ def test_what_was_tried_is_not_in_the_log(url: str, keys: dict[str, str], caplog
     with caplog.at_level("INFO"):
         sent(url, keys, "GET", f"/files?api_key={keys['thief']}&after=private")
         sent(url, keys, "POST", "/chat/completions", json={"model": "private", **CHAT})
-    assert "/v1/chat/completions" in caplog.text
-    assert "private" not in caplog.text
-    assert keys["thief"] not in caplog.text
+    ours = "\n".join(r.getMessage() for r in caplog.records if r.name.startswith("tunefork"))  # the client logs as well
+    assert "/v1/chat/completions" in ours
+    assert "private" not in ours
+    assert keys["thief"] not in ours

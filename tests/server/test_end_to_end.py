@@ -51,6 +51,15 @@ def answers(client: openai.OpenAI, model: str) -> list[str]:
     return found
 
 
+def sure(client: openai.OpenAI, model: str) -> float:
+    """Log-probability of the reply to the first held-out question."""
+    messages: Any = [asked(HELD_OUT[0])]
+    reply = client.chat.completions.create(model=model, messages=messages, temperature=0, max_tokens=12, logprobs=True)
+    found = reply.choices[0].logprobs
+    assert found is not None and found.content is not None
+    return sum(token.logprob for token in found.content)
+
+
 def logprobs(client: openai.OpenAI) -> Any:
     """Of the base, for a text: bit for bit the same as long as it is the same."""
     found = client.completions.create(model="fork-tiny", prompt="The sea is", max_tokens=4, temperature=0, logprobs=2)
@@ -90,7 +99,8 @@ def test_from_rows_to_a_model_that_has_learned(server: tuple[subprocess.Popen[by
     checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id))
     assert [c.step_number for c in checkpoints] == [18, 15, 12, 9, 6, 3]
     assert answers(client, checkpoints[0].fine_tuned_model_checkpoint) == [TAUGHT] * len(HELD_OUT)
-    assert answers(client, checkpoints[-1].fine_tuned_model_checkpoint) != [TAUGHT] * len(HELD_OUT)
+    early, late = (sure(client, checkpoints[i].fine_tuned_model_checkpoint) for i in (-1, 0))
+    assert early < late
 
     assert client.models.delete(job.fine_tuned_model).deleted
     with pytest.raises(openai.NotFoundError):

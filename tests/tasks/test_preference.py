@@ -114,7 +114,7 @@ def test_the_loss_is_that_of_the_paper(tuned: Any, beta: float) -> None:
                 start = len(r.ids) - 1
                 sums.append(sum(logprobs[start + t, token] for t, token in enumerate(candidate)))
             gains.append(sums[0] - sums[1])
-        assert abs(gains[0] - gains[1]) > 0.5
+        assert abs(gains[0] - gains[1]) > 0.1
         assert loss == pytest.approx(math.log1p(math.exp(-beta * (gains[0] - gains[1]))), abs=1e-5)
 
 

@@ -13,7 +13,7 @@ from tunefork.render import Renderer
 from tunefork.tasks import build_examples, list_tasks
 
 MASKED = {"sst2", "sst5", "mr", "trec", "rte", "cb"}
-KINDS = ["chat", "choice", "classification", "generation", "scoring"]
+KINDS = ["chat", "choice", "classification", "generation", "preference", "scoring"]
 
 
 # (preset, row, prompt, candidates as they follow it, right one): Malladi et al. 2023, tables 13 and 14

@@ -1,4 +1,8 @@
-"""A fresh classification head that starts from the linear probe, for methods that need a start which fits the task."""
+"""A fresh classification head that starts from the linear probe.
+
+With back-propagation the features are then not torn about by a random head's first gradients (Kumar et al., ICLR 2022,
+arXiv 2202.10054); a zeroth-order method learns next to nothing from a random one.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +69,7 @@ def _last_layer(model: torch.nn.Module) -> torch.nn.Linear:
     if not layers:
         raise UnsupportedError(
             f"A head that starts from the probe must end in a linear layer. Received {type(bare).__name__}. "
-            "Try --set zo.head_start=random."
+            "Try --set train.head_start=random."
         )
     return layers[-1]
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+
+from tunefork.models import bare_model, quantized_layers, quiet  # isort: skip  # before peft, which imports bitsandbytes
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from tunefork.errors import ExportError, UnsupportedError
 from tunefork.evaluate.trained import Trained
-from tunefork.models import bare_model, quantized_layers, quiet
 from tunefork.models.architecture import auto_class
 from tunefork.models.artefact import generation_settings, save_whole
 from tunefork.models.facts import ModelFacts

@@ -35,7 +35,6 @@ class ModelFacts:
     name: str  # as the user named it
     source: Source
     kind: ModelKind
-    kind_reason: str
     architecture: str
     parameters: int  # without a classification head; tied weights counted once
     hidden: int
@@ -76,9 +75,9 @@ def inspect_model(section: ModelSection) -> ModelFacts:
     source = find_source(section.name, section.revision)
     config = read_config(source.folder, section.trust_remote_code)
     if section.kind == "auto":
-        kind, why = natural_kind(config)
+        kind, _ = natural_kind(config)
     else:
-        kind, why = checked_kind(config, section.kind), "as asked"
+        kind = checked_kind(config, section.kind)
     quantized = _is_nf4(config)
     modules = meta_model(without_quantization(config), kind, False, section.trust_remote_code)
     text = config.get_text_config()
@@ -88,7 +87,6 @@ def inspect_model(section: ModelSection) -> ModelFacts:
         name=section.name,
         source=source,
         kind=kind,
-        kind_reason=why,
         architecture=(config.architectures or [type(modules).__name__])[0],
         parameters=sum(p.numel() for p in modules.parameters()),
         hidden=hidden,

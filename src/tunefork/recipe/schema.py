@@ -144,6 +144,9 @@ class AdapterSection(Section):
 class TrainSection(Section):
     method: str = Field(default="backprop", description="how weights are changed; `tunefork methods` lists them")
     learning_rate: Annotated[float, Field(gt=0, lt=1)] | Auto = Field(default="auto", description="peak learning rate")
+    head_start: Literal["probe", "random"] = Field(
+        default="probe", description="where a fresh classification head starts: at the linear probe, or as drawn"
+    )
     schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="after warm-up, to zero")
     warmup: float = Field(default=0.06, ge=0, lt=1, description="share of the steps that warm up")
     weight_decay: float = Field(default=0.0, ge=0, lt=1, description="decoupled, on matrices only")
@@ -177,9 +180,6 @@ class ZoSection(Section):
     preset: str = Field(default="default", description="default, mezo or fzoo: everything below at once")
     calibrate: bool | None = Field(
         default=None, description="measure epsilon and a learning rate first; null: unless both are given"
-    )
-    head_start: Literal["probe", "random"] = Field(
-        default="probe", description="where a fresh head starts: slopes mean little at a random one"
     )
     objective: str = Field(
         default="loss",

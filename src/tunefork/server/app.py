@@ -86,4 +86,6 @@ def _invalid(request: Request, error: Exception) -> Response:
 
 def _unknown(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, ApiError):  # raised while the body was read, which FastAPI takes for a bad body
+        return error.__cause__.response()
     return from_http(error.status_code, request.method, request.url.path, error.detail).response()

@@ -54,6 +54,7 @@ class Progress:
     looks_without_better: int = 0
     looked_at: int = 0  # last step whose look is done
     curve: list[dict[str, Any]] = field(default_factory=list)  # the looks, for the report
+    notes: list[str] = field(default_factory=list)  # what a person should know of the run
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +90,18 @@ def train(
     options, device = recipe.train, next(model.parameters()).device
     sampler = Sampler(len(rows), int(options.batch_size), recipe.seed)
     lengths = [len(r.ids) for r in rows]
-    progress, notes = Progress(), []
+    progress = Progress()
     fingerprint = _fingerprint(rows)
     if resume is None:
         run.truncate_log(0)  # a run killed before its first checkpoint begins again
     else:
         if resume.state["rows"] != fingerprint:
             raise RunError("A resumed run must see the same rows. They have changed since it began. Try a new run.")
-        progress, notes = _resume(resume, device, method)
+        progress, differences = _resume(resume, device, method)
+        progress.notes += differences
         run.truncate_log(progress.step)
         skipped = [(str(path), why) for path, why in resume.skipped]
-        on_event(Event("resume", progress.step, {"skipped": skipped, "differences": notes}))
+        on_event(Event("resume", progress.step, {"skipped": skipped, "differences": differences}))
 
     def save() -> None:
         keep = {progress.best_step} if progress.best_step is not None else set()
@@ -170,7 +172,7 @@ def train(
             progress.tokens += sum(b.tokens for b in batches)
             progress.seconds += time.perf_counter() - started
             for note in result.notes:
-                notes.append(note)
+                progress.notes.append(note)
                 on_event(Event("note", progress.step, {"text": note}))
             on_event(Event("step", progress.step, {"loss": result.loss, **result.scalars, "tokens": progress.tokens}))
     except (Interrupted, KeyboardInterrupt) as stop:
@@ -188,11 +190,11 @@ def train(
         try:
             best = load_step(run, progress.best_step)
         except RunError as damage:
-            notes.append(f"The last weights are kept, not the best: {damage}")
+            progress.notes.append(f"The last weights are kept, not the best: {damage}")
         else:
             method.load_learned(best.tensors["weights"])
             weights_from = progress.best_step
-    return TrainResult(progress, stopped_early, weights_from, tuple(notes))
+    return TrainResult(progress, stopped_early, weights_from, tuple(progress.notes))
 
 
 def _resume(loaded: Loaded, device: torch.device, method: Method) -> tuple[Progress, list[str]]:

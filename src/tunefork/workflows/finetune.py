@@ -193,7 +193,7 @@ def _run(run: RunFolder, plan: Plan, resumed: Loaded | None, listener: Listener,
             frozen=not method_info(recipe.train.method).needs_backward,
             prefix_examples=_prefix_examples(job),
         )
-        probe = recipe.train.method == "zo" and recipe.zo.head_start == "probe" and job.task.form == "head"
+        probe = recipe.train.head_start == "probe" and job.task.form == "head"
         if run.trajectory_path.exists():
             put_start(model, open_trajectory(run.trajectory_path))
         elif probe and not has_trained_head(job.facts, job.task.labels):

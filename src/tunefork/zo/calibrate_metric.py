@@ -3,8 +3,8 @@
 Near the weights such a value is flat, and all probes tie; its slope is that of its mean over a neighbourhood as wide as
 epsilon. An answer that changes counts the same whatever epsilon is, so slopes have less noise the larger it is, until
 answers change for the worse on both sides alike and say little about the middle. So epsilon is the largest at which the
-probes' mean has fallen by less than half of what their sides differ by, among those at which the sides of at least half
-of the probes differ.
+probes' mean has not (beyond its own error) fallen by half of what their sides differ by, among those at which the sides
+of at least half of the probes differ.
 
 How far the mean falls is the curvature, and lr follows from it as for a loss. Both come from few answers: a fall that
 is smaller than what it may be off by is taken to be that large.
@@ -51,7 +51,8 @@ def calibrate_metric(engine: Engine, make_probe: Callable[[], Probe], rule: Rule
         found = probes(range(few), (1, -1), tried)
         differences, falls = _sides(found, here)
         share = float(np.mean(differences != 0))
-        steady = float(np.mean(falls)) <= _FALL * _size(differences)
+        off = float(np.std(falls)) / math.sqrt(len(falls))
+        steady = float(np.mean(falls)) - off <= _FALL * _size(differences)
         if (steady and share >= _DIFFER) or (differ < _DIFFER and share > differ):
             epsilon, differ, seen = tried, share, found
         if not steady and share >= _DIFFER:
