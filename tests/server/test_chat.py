@@ -7,6 +7,7 @@ import math
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -227,11 +228,17 @@ def test_who_goes_away_is_not_answered_any_longer(url: str, client: openai.OpenA
     place = urlsplit(url)
     body = json.dumps({"model": "fork-tiny", "messages": ASKED, "n": 40, "logit_bias": {"2": -100}}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
-    with socket.create_connection((place.hostname or "", place.port or 0)) as connection:
+    refused = openai.InternalServerError  # the queue is full until the connections are gone
+
+    def occupied() -> bool:
+        """A long request that comes while a short one is answered is refused itself, so it is made again."""
+        connection = stack.enter_context(socket.create_connection((place.hostname or "", place.port or 0)))
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        refused = openai.InternalServerError  # the queue is full until the connection is gone
-        wait_for(lambda: _refused(client, refused), 10)
-    wait_for(lambda: not _refused(client, refused), 10)
+        return _refused(client, refused)
+
+    with ExitStack() as stack:
+        wait_for(occupied, 30)
+    wait_for(lambda: not _refused(client, refused), 30)
 
 
 def _refused(client: openai.OpenAI, kind: type[Exception]) -> bool:
