@@ -30,7 +30,7 @@ UPLOAD, PART, CONTENT = "upload_abc123", "string", b"content"
 def seeded_rows() -> list[Row]:
     files = [
         File(id=id, project_id=PROJECT, filename="f.jsonl", purpose="fine-tune", bytes=len(rows()), created_at=1)
-        for id in ("file-abc123", "file_id")
+        for id in ("file-abc123", "file_id", "string")
     ]
     chosen = {"n_epochs": 1, "batch_size": 1, "learning_rate_multiplier": 1.0}
     job = Job(

@@ -218,8 +218,8 @@ def test_text_goes_on_and_is_measured(client: openai.OpenAI) -> None:
     (choice,) = measured.choices
     assert choice.text == prompts[0]
     assert choice.logprobs is not None and choice.logprobs.token_logprobs is not None
-    assert choice.logprobs.token_logprobs[0] is None
-    assert all(value < 0 for value in choice.logprobs.token_logprobs[1:])
+    assert "".join(choice.logprobs.tokens or []) == prompts[0]  # and not the token that begins every text
+    assert all(value < 0 for value in choice.logprobs.token_logprobs)
     chunks = client.completions.create(model="fork-tiny", prompt=prompts[0], max_tokens=5, temperature=0, stream=True)
     assert "".join(chunk.choices[0].text for chunk in chunks) == found.choices[0].text
 

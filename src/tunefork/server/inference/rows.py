@@ -114,8 +114,9 @@ class Row:
         return token
 
     def read(self, logits: torch.Tensor) -> None:
-        """Tells the prompt's tokens, from its fp32 logits [T, V]."""
-        tokens = [Token(*self._written([], self.prompt[0]), top=())]
+        """Tells the prompt's tokens, from its fp32 logits [T, V], but for the one that begins any text."""
+        begun = self.prompt[0] in self.tokenizer.all_special_ids
+        tokens = [] if begun else [Token(*self._written([], self.prompt[0]), top=())]
         for at in range(1, len(self.prompt)):
             tokens.append(self._measured(self.prompt[:at], self.prompt[at], logits[at - 1]))
         self.read_prompt = False

@@ -85,7 +85,8 @@ def _logprobs(tokens: Iterable[Token], offset: int) -> dict[str, Any]:
     for token in tokens:
         found["tokens"].append(token.text)
         found["token_logprobs"].append(token.logprob)
-        found["top_logprobs"].append({other.text: other.logprob for other in token.top} if token.top else None)
+        top = {other.text: other.logprob for other in token.top}
+        found["top_logprobs"].append(top if token.logprob is not None else None)
         found["text_offset"].append(offset)
         offset += len(token.text)
     return found
