@@ -47,10 +47,12 @@ from tunefork.train.sampler import Sampler
 from tunefork.train.schedule import learning_rate
 from tunefork.workflows import finetune
 from tunefork.zo import ZO
+from tunefork.zo.options import preset_of
 
 READ_AT = (0.1, 0.25, 0.5, 1.0)
 BUDGETS = {"default": (0.1, 1 / 3, 1.0)}  # shares of the budget that are runs of their own
 BATCH = 16
+SIZES = {"default": preset_of("default").batch}  # rows of its step, which sees each along many directions
 SCHEDULE: dict[str, Any] = {"schedule": TrainSection().schedule, "warmup": TrainSection().warmup}
 WORDS = {"DESC": "meaning", "ENTY": "thing", "ABBR": "letters", "HUM": "person", "LOC": "place", "NUM": "count"}
 """TREC's classes as words of one token each in the embedded model, so that a row is one sequence."""
@@ -70,9 +72,9 @@ class Bed:
     job: Job
     model: torch.nn.Module
 
-    def batches(self, seed: int) -> Iterator[Batch]:
+    def batches(self, seed: int, size: int = BATCH) -> Iterator[Batch]:
         rows = self.job.rendered["train"]
-        sampler = Sampler(len(rows), BATCH, seed)
+        sampler = Sampler(len(rows), size, seed)
         step = 0
         while True:
             yield self.job.renderer.batch([rows[i] for i in sampler.step(step)], learn=True)
@@ -201,7 +203,7 @@ def mezo(bed: Bed, model: torch.nn.Module, lr: float, seed: int) -> tuple[Step, 
 
 def default(bed: Bed, model: torch.nn.Module, lr: float, seed: int) -> tuple[Step, dict[str, Any]]:
     optimizer = ZO(model, seed=seed)
-    found = optimizer.calibrate(row_losses, next(bed.batches(seed)), rows=BatchRows())
+    found = optimizer.calibrate(row_losses, next(bed.batches(seed, SIZES["default"])), rows=BatchRows())
     spent = [found.forwards]
 
     def step(batch: Batch, progress: float) -> int:
@@ -246,7 +248,7 @@ def run(bed: Bed, method: str, lr: float, seed: int, budget: int, seconds: float
     step, said = METHODS[method](bed, model, lr, seed)
     looks, used, spent = [], 0, 0.0
     marks = [budget * share for share in READ_AT]
-    for batch in bed.batches(seed):
+    for batch in bed.batches(seed, SIZES.get(method, BATCH)):
         started = time.perf_counter()
         try:
             used += step(batch, used / budget)

@@ -22,6 +22,7 @@ from tunefork.run import RunFolder
 from tunefork.train.loop import Event
 from tunefork.train.prepare import prepare
 from tunefork.workflows import Listener, finetune
+from tunefork.zo import Reader
 
 WORDS = ("box", "screen", "film", "report")
 BASE: dict[str, Any] = {"evaluate": {"baselines": []}, "adapter": "none"}
@@ -112,6 +113,27 @@ def test_every_kind_of_prediction(
     )
     assert mode in done.result["train"]["notes"][-1]
     assert all(s["objective"] <= 0 if objective == "absolute_smd" else s["objective"] >= 0 for s in steps(done.path))
+
+
+@pytest.mark.parametrize(
+    ("objective", "preset", "rows", "estimator"),
+    [
+        ("loss", "default", 2, "one_sided"),
+        ("loss", "mezo", 16, "two_sided"),
+        ("accuracy", "default", 16, "two_sided"),
+        ("macro_f1", "default", 22, "two_sided"),
+    ],
+)
+def test_a_goal_has_the_rows_and_sides_that_suit_it(
+    tiny: Callable[[str], Path], tmp_path: Path, objective: str, preset: str, rows: int, estimator: str
+) -> None:
+    zo = {"objective": objective, "preset": preset, "epsilon": 0.1}
+    train = {"learning_rate": 1e-3, "max_steps": 1}
+    done = finetune(
+        recipe(tiny("bert"), tmp_path, {"name": "classification", "form": "head"}, objective, zo=zo, train=train)
+    )
+    assert done.result["recipe"]["train"]["batch_size"] == rows
+    assert Reader(done.path / "trajectory").header.run["options"]["estimator"] == estimator
 
 
 @pytest.mark.parametrize("name", ["accuracy", "macro_f1"])

@@ -106,7 +106,16 @@ def test_dense_directions_reach_every_kind_of_parameter(make: Callable[[], nn.Mo
     torch.manual_seed(0)
     model, x = make(), torch.randn(3, 5, 6)
     before = bits(model)
-    opt = ZO(model, direction=kind, queries=1, rows="shared", train="trainable", epsilon=EPSILON, lr=0.0)
+    opt = ZO(
+        model,
+        direction=kind,
+        queries=1,
+        estimator="two_sided",
+        rows="shared",
+        train="trainable",
+        epsilon=EPSILON,
+        lr=0.0,
+    )
     assert {s.name for s in opt.sites} == {n for n, _ in model.named_parameters()}
     with torch.no_grad():
         plus, minus = (loss_at(model, opt, lambda m: squares(m, x), 0, 0, s * EPSILON) for s in (1, -1))
@@ -171,8 +180,8 @@ class Shared(nn.Module):
 def test_low_rank_directions_move_a_shared_weight_at_every_use(stack: int | None) -> None:
     torch.manual_seed(0)
     model, x = Shared(), torch.randn(3, 5, 6)
-    options = {"queries": 1, "rows": "shared", "train": ["first.weight"], "rank": 2, "max_rank": 4}
-    opt = ZO(model, epsilon=EPSILON, lr=0.5, stack=stack, **options)
+    options = {"queries": 1, "train": ["first.weight"], "rank": 2, "max_rank": 4}
+    opt = ZO(model, epsilon=EPSILON, lr=0.5, stack=stack, estimator="two_sided", **options)
     with torch.no_grad():
         plus, minus = (loss_at(model, opt, lambda m: squares(m, x), 0, 0, s * EPSILON) for s in (1, -1))
     opt.step_batch(squares, x)
@@ -192,7 +201,17 @@ def test_a_mixture_of_experts_as_transformers_has_it(direction: str, stack: int 
     torch.manual_seed(0)
     model = MixtralForCausalLM(MixtralConfig(vocab_size=60, num_local_experts=3, num_key_value_heads=1, **shape)).eval()
     batch, train = batch_of(), "blocks" if direction == "low_rank" else "trainable"
-    opt = ZO(model, direction=direction, queries=1, rows="shared", train=train, epsilon=EPSILON, lr=0.0, stack=stack)
+    opt = ZO(
+        model,
+        direction=direction,
+        queries=1,
+        estimator="two_sided",
+        rows="shared",
+        train=train,
+        epsilon=EPSILON,
+        lr=0.0,
+        stack=stack,
+    )
     assert any(s.parameter.ndim == 3 for s in opt.sites) == (direction != "low_rank")
     with torch.no_grad():
         ends = [loss_at(model, opt, lambda m: row_losses(m, batch), 0, 0, s * EPSILON).mean() for s in (1, -1)]
@@ -203,7 +222,15 @@ def test_a_mixture_of_experts_as_transformers_has_it(direction: str, stack: int 
 
 def test_low_rank_and_dense_parts_go_together() -> None:
     model, batch = tiny_net("llama").eval(), batch_of()
-    opt = ZO(model, queries=1, rows="shared", also=["model.embed_tokens", "*norm*"], epsilon=EPSILON, lr=1e-2)
+    opt = ZO(
+        model,
+        queries=1,
+        estimator="two_sided",
+        rows="shared",
+        also=["model.embed_tokens", "*norm*"],
+        epsilon=EPSILON,
+        lr=1e-2,
+    )
     before = bits(model)
     opt.step_batch(row_losses, batch)
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
@@ -214,7 +241,7 @@ def test_low_rank_and_dense_parts_go_together() -> None:
 
 def test_a_head_is_trained_with_the_blocks() -> None:
     model, batch = tiny_net("bert"), batch_of()
-    opt = ZO(model, queries=1, rows="shared", lr=0.5)
+    opt = ZO(model, queries=1, estimator="two_sided", rows="shared", lr=0.5)
     names = {s.name for s in opt.sites}
     assert {"classifier.weight", "bert.pooler.dense.weight"} & names == {"classifier.weight"}
     assert len(names) == 2 * 6 + 1
@@ -267,7 +294,7 @@ def test_nf4_layers_learn_beside_their_weights() -> None:
     model, x = quantised(), torch.randn(4, 64)
     with torch.no_grad():
         before, base, at = bits(model), model[0](x), model[2](x[:, :64])
-    opt = ZO(model, queries=1, rows="shared", train=["0.weight"], lr=0.1)
+    opt = ZO(model, queries=1, estimator="two_sided", rows="shared", train=["0.weight"], lr=0.1)
     opt.step_batch(lambda m, b: m(b).square().mean(1), x)
     assert opt.last is not None
     z = opt.factors()["0"][1] @ opt.factors()["0"][0]
@@ -291,7 +318,17 @@ def test_16_bit_models_keep_small_updates(dtype: torch.dtype, kind: str) -> None
     """Fifty updates, each far below the weights' last bit, add up."""
     torch.manual_seed(0)
     model = nn.Linear(32, 32).to(dtype)
-    opt = ZO(model, direction=kind, queries=1, rows="shared", train=["weight"], lr=1e-7, rank=4, max_rank=4)
+    opt = ZO(
+        model,
+        direction=kind,
+        queries=1,
+        estimator="two_sided",
+        rows="shared",
+        train=["weight"],
+        lr=1e-7,
+        rank=4,
+        max_rank=4,
+    )
     start = model.weight.detach().float().clone()
     want = torch.zeros_like(start)
     for step in range(50):
@@ -309,7 +346,9 @@ def test_a_probe_in_16_bit_is_not_lost_beside_a_large_change(dtype: torch.dtype,
     """Factors of 1 and probes of 1e-3: a sum of both in bf16 would be the factors alone."""
     torch.manual_seed(0)
     model, x = nn.Linear(64, 64, bias=False).to(dtype), torch.randn(256, 64).to(dtype)
-    opt = ZO(model, queries=1, rows="shared", train=["weight"], lr=0.0, epsilon=1e-3, stack=stack)
+    opt = ZO(
+        model, queries=1, estimator="two_sided", rows="shared", train=["weight"], lr=0.0, epsilon=1e-3, stack=stack
+    )
     opt.load_learned({k: torch.ones_like(v) if "factors" in k else v for k, v in opt.learned().items()})
     moved = x.float() @ direction(model, "weight", opt, 0, 0).T
     opt.step_batch(lambda m, b: (m(b).float() * moved.repeat(len(b) // 256, 1)).sum(1), x)
@@ -322,7 +361,9 @@ def test_a_probe_in_16_bit_is_not_lost_beside_a_large_change(dtype: torch.dtype,
 def test_any_shape_of_matrix(rows: int, columns: int, rank: int, seed: int) -> None:
     model = nn.Linear(columns, rows, bias=False)
     x = torch.eye(columns)
-    opt = ZO(model, queries=2, rows="shared", rank=rank, max_rank=2 * rank, lr=1.0, seed=seed, stack=1)
+    opt = ZO(
+        model, queries=2, estimator="two_sided", rows="shared", rank=rank, max_rank=2 * rank, lr=1.0, seed=seed, stack=1
+    )
     base = model.weight.detach().clone()
     opt.step_batch(lambda m, b: m(b).sum(1), x)
     assert opt.last is not None
@@ -337,7 +378,7 @@ def test_any_shape_of_matrix(rows: int, columns: int, rank: int, seed: int) -> N
 
 def test_autocast_leaves_the_change_in_fp32() -> None:
     model = nn.Linear(32, 32)
-    opt = ZO(model, queries=1, rows="shared", lr=1e-3, train=["weight"])
+    opt = ZO(model, queries=1, estimator="two_sided", rows="shared", lr=1e-3, train=["weight"])
 
     def losses(m: nn.Module, b: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -39,7 +39,7 @@ def slope(first: torch.Tensor, second: torch.Tensor, span: float = 2 * EPSILON) 
 @pytest.mark.parametrize("stack", [None, 1])
 def test_two_sides_are_those_of_moved_weights(kind: str, stack: int | None, batch: Batch) -> None:
     model = tiny_net(kind)
-    opt = ZO(model, queries=1, rows="shared", epsilon=EPSILON, lr=0.0, stack=stack)
+    opt = ZO(model, queries=1, estimator="two_sided", rows="shared", epsilon=EPSILON, lr=0.0, stack=stack)
     plus, minus = sides(opt, model.eval(), batch)
     loss = opt.step_batch(row_losses, batch)
     assert opt.last is not None
@@ -53,7 +53,7 @@ def test_two_sides_are_those_of_moved_weights(kind: str, stack: int | None, batc
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
 def test_a_tensor_closure_is_mapped_over_both_sides(kind: str, batch: Batch) -> None:
     model = tiny_net(kind)
-    opt = ZO(model, queries=1, epsilon=EPSILON, lr=0.0)
+    opt = ZO(model, queries=1, estimator="two_sided", rows="split", epsilon=EPSILON, lr=0.0)
     calls = []
 
     def closure() -> torch.Tensor:
@@ -72,7 +72,7 @@ def test_a_tensor_closure_is_mapped_over_both_sides(kind: str, batch: Batch) -> 
 
 def test_a_closure_of_a_number_runs_side_after_side(batch: Batch) -> None:
     model = tiny_net("bert")
-    opt = ZO(model, queries=2, rows="shared", epsilon=EPSILON, lr=0.0)
+    opt = ZO(model, queries=2, estimator="two_sided", rows="shared", epsilon=EPSILON, lr=0.0)
 
     def errors() -> float:
         return float(row_losses(model, batch).mean())
@@ -85,7 +85,7 @@ def test_a_closure_of_a_number_runs_side_after_side(batch: Batch) -> None:
 
 def test_a_closure_that_vmap_refuses_runs_side_after_side(batch: Batch) -> None:
     model = tiny_net("llama")
-    opt = ZO(model, queries=1, epsilon=EPSILON, lr=0.0)
+    opt = ZO(model, queries=1, estimator="two_sided", rows="split", epsilon=EPSILON, lr=0.0)
 
     def closure() -> torch.Tensor:
         losses = row_losses(model, batch)
@@ -101,7 +101,7 @@ def test_a_closure_that_vmap_refuses_runs_side_after_side(batch: Batch) -> None:
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_split_queries_probe_their_own_rows(kind: str, stack: int | None) -> None:
     model, batch = tiny_net(kind), batch_of(rows=5)
-    opt = ZO(model, queries=3, rows="split", epsilon=EPSILON, lr=0.0, stack=stack)
+    opt = ZO(model, queries=3, estimator="two_sided", rows="split", epsilon=EPSILON, lr=0.0, stack=stack)
     model.eval()
     expected = []
     for query, rows in enumerate([slice(0, 1), slice(1, 3), slice(3, 5)]):
@@ -170,7 +170,7 @@ def test_micro_batches_are_one_batch(rows: str) -> None:
 
     seen = []
     for batches in ([whole], parts):
-        opt = ZO(tiny_net("llama"), queries=2, rows=rows, lr=1e-3, epsilon=EPSILON)
+        opt = ZO(tiny_net("llama"), queries=2, estimator="two_sided", rows=rows, lr=1e-3, epsilon=EPSILON)
         loss = opt.step_batch(token_losses, *batches, rows=Weighted())
         assert opt.last is not None
         seen.append([loss, *opt.last.gradients.tolist()])
@@ -191,7 +191,7 @@ class Mixed(torch.nn.Module):
 def test_what_cannot_be_stacked_is_found_out() -> None:
     torch.manual_seed(0)
     model, x = Mixed(), torch.randn(4, 8, 6)
-    opt = ZO(model, queries=1, rows="shared", epsilon=EPSILON, lr=0.0)
+    opt = ZO(model, queries=1, estimator="two_sided", rows="shared", epsilon=EPSILON, lr=0.0)
     with torch.no_grad():
         ends = [loss_at(model, opt, lambda m: m(x), 0, 0, s * EPSILON) for s in (1, -1)]
     opt.step_batch(lambda m, b: m(b), x)
@@ -213,7 +213,7 @@ class Summary(torch.nn.Module):
 def test_what_does_not_divide_into_rows_is_found_out() -> None:
     torch.manual_seed(0)
     model, x = Summary(), torch.randn(4, 6)
-    opt = ZO(model, queries=2, rows="split", epsilon=EPSILON, lr=0.0)
+    opt = ZO(model, queries=2, estimator="two_sided", rows="split", epsilon=EPSILON, lr=0.0)
     with torch.no_grad():
         ends = [loss_at(model, opt, lambda m: m(x), 0, 1, s * EPSILON)[2:] for s in (1, -1)]
     opt.step_batch(lambda m, b: m(b), x)
@@ -247,7 +247,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(batch: Batch) -> None
 
 def test_a_lower_loss_is_learned(batch: Batch) -> None:
     model = tiny_net("bert")
-    opt = ZO(model, queries=8, rows="shared", lr=0.05, epsilon=1e-3)
+    opt = ZO(model, queries=8, estimator="two_sided", rows="shared", lr=0.05, epsilon=1e-3)
     first = opt.step_batch(row_losses, batch)
     for _ in range(60):
         last = opt.step_batch(row_losses, batch)

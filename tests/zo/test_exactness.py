@@ -80,7 +80,7 @@ def at_last_step(options: dict[str, Any], action: Callable[[], None], expected: 
     batch, x = batch_of(), batch_of(seed=1)
     for call in (1, 7, 23, 40, 58):
         model = tiny_net("llama").train()
-        opt = ZO(model, queries=1, rows="shared", lr=1e-2, stack=1, **options)
+        opt = ZO(model, queries=1, estimator="two_sided", rows="shared", lr=1e-2, stack=1, **options)
         for _ in range(2):
             opt.step_batch(row_losses, batch)
         with torch.no_grad():
@@ -121,7 +121,7 @@ def test_ctrl_c_at_any_time(options: dict[str, Any], tmp_path: Path) -> None:
     batch, path = batch_of(), tmp_path / "run.zo"
     done = 0
     model = tiny_net("llama")
-    opt = ZO(model, queries=2, lr=1e-3, trajectory=path, **options)
+    opt = ZO(model, queries=2, estimator="two_sided", rows="split", lr=1e-3, trajectory=path, **options)
     for i in range(12):
         timer = threading.Timer(0.04 + 0.0171 * i, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
@@ -131,7 +131,7 @@ def test_ctrl_c_at_any_time(options: dict[str, Any], tmp_path: Path) -> None:
                 done += 1
         timer.join()
     assert opt.steps == Reader(path).steps >= done > 0
-    again = ZO(tiny_net("llama"), queries=2, lr=1e-3, trajectory=path, **options)
+    again = ZO(tiny_net("llama"), queries=2, estimator="two_sided", rows="split", lr=1e-3, trajectory=path, **options)
     again.catch_up()
     assert all(torch.equal(v, opt.learned()[k]) for k, v in again.learned().items())
     with torch.no_grad():
@@ -187,7 +187,17 @@ def interrupted_everywhere(direction: str, stack: int | None, closure: bool, pat
             torch.manual_seed(0)
             model, x = Handing().train(), torch.randn(4, 6)
         options = {"rank": 2, "max_rank": 4, "train": "trainable" if direction != "low_rank" else ["first", "second"]}
-        opt = ZO(model, direction=direction, queries=2, lr=0.1, stack=stack, trajectory=log, **options)
+        opt = ZO(
+            model,
+            direction=direction,
+            queries=2,
+            estimator="two_sided",
+            rows="split",
+            lr=0.1,
+            stack=stack,
+            trajectory=log,
+            **options,
+        )
 
         def step() -> float:
             if closure:
@@ -293,7 +303,17 @@ def run_to(path: Path | None, steps: int, **options: Any) -> dict[str, torch.Ten
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(12, 12), torch.nn.Tanh(), torch.nn.Linear(12, 2)).bfloat16()
     x = torch.randn(8, 12).bfloat16()
-    opt = ZO(model, queries=2, lr=1e-2, momentum=0.3, normaliser="rms", trajectory=path, **options)
+    opt = ZO(
+        model,
+        queries=2,
+        estimator="two_sided",
+        rows="split",
+        lr=1e-2,
+        momentum=0.3,
+        normaliser="rms",
+        trajectory=path,
+        **options,
+    )
     opt.catch_up()
     while opt.steps < steps:
         opt.step_batch(lambda m, b: m(b).float().square().sum(1), x)
@@ -341,8 +361,8 @@ def cosine_of_bf16(steps: int, lr: float, options: dict[str, Any]) -> float:
     coarse, fine = tiny_net("llama").to(torch.bfloat16).eval(), tiny_net("llama").to(torch.bfloat16).float().eval()
     with torch.no_grad():
         base = [m(held_out["input_ids"]).logits.float() for m in (coarse, fine)]
-        opt = ZO(coarse, queries=1, rows="shared", lr=lr, epsilon=1e-2, **options)
-        other = ZO(fine, queries=1, rows="shared", lr=lr, epsilon=1e-2, **options)
+        opt = ZO(coarse, queries=1, estimator="two_sided", rows="shared", lr=lr, epsilon=1e-2, **options)
+        other = ZO(fine, queries=1, estimator="two_sided", rows="shared", lr=lr, epsilon=1e-2, **options)
         losses = []
         for _ in range(steps):
             losses.append(opt.step_batch(row_losses, batch))

@@ -16,7 +16,7 @@ from tunefork.zo import ZO
 def test_the_base_is_not_drawn_again_between_probe_and_update(batch: Batch) -> None:
     """LOZO: on one step in fifty the update used another U than the probe."""
     model = tiny_net("llama").eval()
-    opt = ZO(model, queries=1, rows="shared", rank=2, max_rank=6, lr=1e-3, epsilon=1e-2)
+    opt = ZO(model, queries=1, estimator="two_sided", rows="shared", rank=2, max_rank=6, lr=1e-3, epsilon=1e-2)
     for step in range(7):  # over all bases and into the pool's second round
         before = {n: b @ a for n, (a, b) in opt.factors().items()}
         with torch.no_grad():
@@ -52,7 +52,7 @@ class Rows(nn.Module):
 def test_parameters_of_one_shape_have_their_own_noise(kind: str) -> None:
     """es-fine-tuning-paper: the generator was seeded alike for every parameter."""
     model = nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in range(4)))
-    opt = ZO(model, direction=kind, train="trainable", queries=1, rows="shared", lr=1.0)
+    opt = ZO(model, direction=kind, train="trainable", queries=1, estimator="two_sided", rows="shared", lr=1.0)
     base = [m.weight.detach().clone() for m in model]
     opt.step_batch(lambda m, b: m(b).sum(1), torch.randn(2, 16))
     values = opt.values()
@@ -74,7 +74,7 @@ def test_the_global_generators_are_not_touched(preset: str, batch: Batch) -> Non
 
 def test_a_loss_that_draws_numbers_sees_the_same_on_both_sides(batch: Batch) -> None:
     model = tiny_net("llama")
-    opt = ZO(model, queries=3, rows="shared", epsilon=1e-3, lr=0.0)
+    opt = ZO(model, queries=3, estimator="two_sided", rows="shared", epsilon=1e-3, lr=0.0)
 
     def noisy() -> float:
         return float(row_losses(model, batch).mean()) + 100 * float(torch.rand(()))
@@ -94,7 +94,7 @@ def test_accumulation_keeps_the_direction() -> None:
     x = torch.randn(8, 8)
     changes = []
     for batches in ([x], [x[:3], x[3:]], [x[:1], x[1:7], x[7:]]):
-        with ZO(model, queries=2, rows="shared", lr=1.0, epsilon=1e-2) as opt:
+        with ZO(model, queries=2, estimator="two_sided", rows="shared", lr=1.0, epsilon=1e-2) as opt:
             opt.step_batch(lambda m, b: m(b).square().sum(1), *batches)
             changes.append(opt.factors()[""][1])
     assert torch.equal(changes[0].sign(), changes[1].sign()) and torch.equal(changes[0].sign(), changes[2].sign())
@@ -107,7 +107,7 @@ def test_padding_does_not_change_the_step(kind: str) -> None:
     wider = {k: nn.functional.pad(v, (0, 5)) if v.ndim == 2 else v for k, v in batch.items()}
     seen = []
     for b in (batch, wider):
-        opt = ZO(tiny_net(kind), queries=2, rows="split", lr=1e-3, epsilon=1e-2)
+        opt = ZO(tiny_net(kind), queries=2, estimator="two_sided", rows="split", lr=1e-3, epsilon=1e-2)
         seen.append((opt.step_batch(row_losses, b), opt.last.gradients.tolist()))  # pyright: ignore
     assert seen[0][0] == pytest.approx(seen[1][0], rel=1e-5)
     assert seen[0][1] == pytest.approx(seen[1][1], rel=1e-2, abs=1e-3)
@@ -116,7 +116,16 @@ def test_padding_does_not_change_the_step(kind: str) -> None:
 def test_tied_weights_are_moved_once(batch: Batch) -> None:
     model = tiny_net("gpt2").eval()
     assert model.lm_head.weight is model.transformer.wte.weight
-    opt = ZO(model, direction="rademacher", train=["transformer.wte"], queries=1, rows="shared", epsilon=1e-2, lr=1e-2)
+    opt = ZO(
+        model,
+        direction="rademacher",
+        train=["transformer.wte"],
+        queries=1,
+        estimator="two_sided",
+        rows="shared",
+        epsilon=1e-2,
+        lr=1e-2,
+    )
     base = model.lm_head.weight.detach().clone()
     with torch.no_grad():
         ends = [loss_at(model, opt, lambda m: row_losses(m, batch), 0, 0, s * 1e-2).mean() for s in (1, -1)]
@@ -134,7 +143,7 @@ def test_dropout_is_off_on_both_sides_and_on_again_after(kind: str, direction: s
     noisy, still = tiny_net(kind, dropout=0.5).train(), tiny_net(kind).eval()
     losses = []
     for model in (noisy, still):
-        opt = ZO(model, direction=direction, queries=2, rows="shared", lr=1e-3)
+        opt = ZO(model, direction=direction, queries=2, estimator="two_sided", rows="shared", lr=1e-3)
         losses.append([opt.step_batch(row_losses, batch) for _ in range(3)])
     assert losses[0] == losses[1]
     assert all(m.training for m in noisy.modules()) and not any(m.training for m in still.modules())
@@ -143,7 +152,16 @@ def test_dropout_is_off_on_both_sides_and_on_again_after(kind: str, direction: s
 def test_losses_are_not_compared_in_16_bit() -> None:
     """MeZO in fp16: a loss near 1 moves in steps of 5e-4, so a slope at epsilon 1e-3 in steps of 0.24."""
     model = nn.Linear(64, 1, bias=False)
-    opt = ZO(model, queries=1, rows="shared", epsilon=1e-4, lr=0.0, direction="rademacher", train="trainable")
+    opt = ZO(
+        model,
+        queries=1,
+        estimator="two_sided",
+        rows="shared",
+        epsilon=1e-4,
+        lr=0.0,
+        direction="rademacher",
+        train="trainable",
+    )
     x = torch.randn(32, 64)
     opt.step_batch(lambda m, b: 700 + 1e-2 * m(b)[:, 0], x)
     assert opt.last is not None

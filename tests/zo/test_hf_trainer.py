@@ -43,7 +43,7 @@ def trainer(kind: str, folder: Path, steps: int = 6, zo: dict[str, Any] | None =
         },
     )
     rows = rows_for(kind)
-    zo = {"queries": 2, **(zo or {})}
+    zo = {"queries": 2, "estimator": "two_sided", **(zo or {})}
     run = ZOTrainer(tiny_net(kind, dropout=0.1), args, train_dataset=rows, eval_dataset=rows, zo=zo)
     run.loss_is_scaled_for_ga = kind == "llama"  # BERT's loss is a batch's mean, whatever its forward accepts
     return run

@@ -66,7 +66,7 @@ def test_a_metric_rises(name: str, rows: str) -> None:
         return list(zip(model(batch["x"]).argmax(-1).tolist(), batch["label"].tolist(), strict=True))
 
     goal = Objective(said, VALUES[name], mean=name == "accuracy")
-    opt = ZO(model, train="trainable", queries=8, rows=rows)
+    opt = ZO(model, train="trainable", queries=8, estimator="two_sided", rows=rows)
     before = VALUES[name](said(model, batch))
     lr = opt.calibrate(losses, batch, objective=goal).lr
     for step in range(steps):
@@ -89,7 +89,7 @@ def moved(model: torch.nn.Module, opt: ZO, batch: dict[str, torch.Tensor], query
 def test_a_query_with_its_own_rows_moves_the_whole_batchs_value(name: str, micro: int) -> None:
     """The others answer as the model stands; the definition, without engine, stacking or micro-batches."""
     model, batch, epsilon = tiny_net("bert"), batch_of(rows=12), 0.3
-    opt = ZO(model, queries=4, rows="split", epsilon=epsilon, lr=0.0)
+    opt = ZO(model, queries=4, estimator="two_sided", rows="split", epsilon=epsilon, lr=0.0)
     size = 12 // micro
     parts = [{k: v[i * size : (i + 1) * size] for k, v in batch.items()} for i in range(micro)]
     opt.step_batch(row_losses, *parts, objective=objective(name))
@@ -112,7 +112,9 @@ def test_where_all_sides_tie_nothing_changes(tmp_path: Path) -> None:
     model, batch = tiny_net("bert"), batch_of(rows=8)
     never = Objective(answers, lambda found: 0.5)
     more = {"weight_decay": 0.1, "momentum": 0.5, "clip_rms": 3.0}
-    opt = ZO(model, queries=4, lr=0.1, epsilon=0.3, trajectory=tmp_path / "log", **more)
+    opt = ZO(
+        model, queries=4, estimator="two_sided", rows="split", lr=0.1, epsilon=0.3, trajectory=tmp_path / "log", **more
+    )
     for _ in range(3):
         assert opt.step_batch(row_losses, batch, objective=never) == -0.5
     assert not any(tensor.any() for name, tensor in opt.learned().items() if "factors" in name)
@@ -137,7 +139,7 @@ def test_answers_that_take_several_passes_run_side_after_side() -> None:
 
     gradients = []
     for found in (Objective(one_by_one, qwk, stackable=False), objective("qwk")):
-        opt = ZO(model, queries=4, rows="split", epsilon=0.3, lr=0.0)
+        opt = ZO(model, queries=4, estimator="two_sided", rows="split", epsilon=0.3, lr=0.0)
         opt.step_batch(row_losses, batch, objective=found)
         assert opt.last is not None
         gradients.append(opt.last.gradients)
@@ -150,23 +152,23 @@ def test_answers_that_take_several_passes_run_side_after_side() -> None:
 def test_calibration_chooses_an_epsilon_at_which_answers_change_and_learns_nothing() -> None:
     model, batch = tiny_net("bert"), batch_of(rows=24)
     before = bits(model)
-    opt = ZO(model, queries=4, rows="split")
+    opt = ZO(model, queries=4, estimator="two_sided", rows="split")
     found = opt.calibrate(row_losses, batch, objective=objective("macro_f1"))
     assert same_bits(before, bits(model)) and opt.steps == 0
     assert f"epsilon {found.epsilon:g}" in found.reason and f"lr {found.lr:g}" in found.reason
-    loss = ZO(tiny_net("bert"), queries=4).calibrate(row_losses, batch)
+    loss = ZO(tiny_net("bert"), queries=4, estimator="two_sided", rows="split").calibrate(row_losses, batch)
     assert found.epsilon >= loss.epsilon
     opt.step_batch(row_losses, batch, objective=objective("macro_f1"))
     assert opt.last is not None and np.mean(opt.last.gradients != 0) >= 0.5
 
 
 def test_calibration_says_where_no_probe_changes_an_answer() -> None:
-    opt = ZO(tiny_net("bert"), queries=4)
+    opt = ZO(tiny_net("bert"), queries=4, estimator="two_sided", rows="split")
     with pytest.raises(ArithmeticError, match="no answer changes"):
         opt.calibrate(row_losses, batch_of(rows=8), objective=Objective(answers, lambda found: 1.0))
 
 
 def test_an_answer_a_row() -> None:
-    opt = ZO(tiny_net("bert"), queries=2)
+    opt = ZO(tiny_net("bert"), queries=2, estimator="two_sided", rows="split")
     with pytest.raises(ValueError, match="an answer a row, here 4"):
         opt.step_batch(row_losses, batch_of(rows=8), objective=Objective(lambda m, b: [0], len, stackable=False))

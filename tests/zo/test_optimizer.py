@@ -29,7 +29,7 @@ def trained(kind: str, batch: Batch, steps: int = 5, **options: Any) -> tuple[to
 
 
 def test_torchs_schedules_set_the_step(batch: Batch) -> None:
-    opt = ZO(tiny_net("llama"), queries=1, rows="shared", lr=1.0)
+    opt = ZO(tiny_net("llama"), queries=1, estimator="two_sided", rows="shared", lr=1.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 1.0 / (step + 1))
     for step in range(3):
         opt.step_batch(row_losses, batch)
@@ -100,7 +100,9 @@ def test_a_state_dict_is_as_small_as_an_adapter(batch: Batch) -> None:
 def test_a_state_of_other_options_is_refused(batch: Batch) -> None:
     _, opt = trained("llama", batch)
     with pytest.raises(ValueError, match="`max_rank` 8, here it is 4"):
-        ZO(tiny_net("llama"), queries=2, rank=2, max_rank=4).load_state_dict(opt.state_dict())
+        ZO(tiny_net("llama"), queries=2, estimator="two_sided", rows="split", rank=2, max_rank=4).load_state_dict(
+            opt.state_dict()
+        )
 
 
 def test_learned_state_of_other_shapes_changes_nothing(batch: Batch) -> None:
@@ -143,7 +145,9 @@ def test_a_run_goes_on_in_its_trajectory(batch: Batch, tmp_path: Path) -> None:
     batches = [batch_of(seed=s) for s in range(8)]
 
     def run(path: Path | None, stop: int, model: torch.nn.Module, **options: Any) -> tuple[ZO, list[float]]:
-        opt = ZO(model, queries=2, lr=0.02, momentum=0.5, trajectory=path, **options)
+        opt = ZO(
+            model, queries=2, estimator="two_sided", rows="split", lr=0.02, momentum=0.5, trajectory=path, **options
+        )
         return opt, [opt.step_batch(row_losses, b) for b in batches[:stop]]
 
     whole, losses = run(None, 8, tiny_net("llama"))
@@ -155,23 +159,23 @@ def test_a_run_goes_on_in_its_trajectory(batch: Batch, tmp_path: Path) -> None:
     again, repeated = run(path, 8, tiny_net("llama"))
     assert repeated == losses and not calls
     assert all(torch.equal(v, whole.learned()[k]) for k, v in again.learned().items())
-    shut = ZO(tiny_net("llama"), queries=2, lr=0.02, momentum=0.5, trajectory=path)
+    shut = ZO(tiny_net("llama"), queries=2, estimator="two_sided", rows="split", lr=0.02, momentum=0.5, trajectory=path)
     assert shut.catch_up() == 8 and shut.steps == 8
     assert all(torch.equal(v, whole.learned()[k]) for k, v in shut.learned().items())
 
 
 def test_a_loaded_state_goes_on_from_its_step(batch: Batch, tmp_path: Path) -> None:
     path = tmp_path / "run.zo"
-    opt = ZO(tiny_net("llama"), queries=2, lr=0.02, trajectory=path)
+    opt = ZO(tiny_net("llama"), queries=2, estimator="two_sided", rows="split", lr=0.02, trajectory=path)
     for step in range(6):
         opt.step_batch(row_losses, batch)
         if step == 3:
             kept = {k: v.clone() for k, v in opt.learned().items()}
-    again = ZO(tiny_net("llama"), queries=2, lr=0.02, trajectory=path)
+    again = ZO(tiny_net("llama"), queries=2, estimator="two_sided", rows="split", lr=0.02, trajectory=path)
     again.load_learned(kept)
     assert again.catch_up() == 2
     assert all(torch.equal(v, opt.learned()[k]) for k, v in again.learned().items())
-    ahead = ZO(tiny_net("llama"), queries=2, trajectory=tmp_path / "new.zo")
+    ahead = ZO(tiny_net("llama"), queries=2, estimator="two_sided", rows="split", trajectory=tmp_path / "new.zo")
     with pytest.raises(ValueError, match=r"Received step 4, and .*new\.zo ends at 0"):
         ahead.load_learned(kept)
 
@@ -179,7 +183,7 @@ def test_a_loaded_state_goes_on_from_its_step(batch: Batch, tmp_path: Path) -> N
 @pytest.mark.parametrize("change", [{"seed": 1}, {"queries": 3}, {"train": ["*q_proj*"]}, {"other": True}])
 def test_another_runs_trajectory_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "run.zo"
-    ZO(tiny_net("llama"), queries=2, trajectory=path)
+    ZO(tiny_net("llama"), queries=2, estimator="two_sided", rows="split", trajectory=path)
     base = tiny_net("llama", seed=1 if change.pop("other", False) else 0)
     with pytest.raises(TrajectoryError, match="of another"):
         ZO(base, **{"queries": 2, "trajectory": path, **change})
@@ -201,7 +205,7 @@ def test_options_are_checked() -> None:
     with pytest.raises(ValueError, match="Did you mean 'momentum'"):
         ZO(model, momentun=0.9)
     with pytest.raises(ValueError, match="none or rms where `queries` is 1"):
-        ZO(model, preset="fzoo", queries=1)
+        ZO(model, preset="fzoo", queries=1, estimator="two_sided", rows="split")
 
 
 def test_presets_are_data() -> None:

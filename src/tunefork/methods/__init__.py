@@ -20,9 +20,10 @@ class _Entry:
     info: MethodInfo
     make: Callable[[torch.nn.Module, Recipe, Path | None, Mapping[str, Any] | None, Objective | None], Method]
     check: Callable[[Recipe], None]
+    batch: Callable[[Recipe, bool], tuple[int, str]]
 
 
-_REGISTRY = {module.INFO.name: _Entry(module.INFO, module.make, module.check_settings) for module in (backprop, zo)}
+_REGISTRY = {m.INFO.name: _Entry(m.INFO, m.make, m.check_settings, m.usual_batch) for m in (backprop, zo)}
 
 
 def list_methods() -> list[MethodInfo]:
@@ -44,6 +45,11 @@ def check_settings(recipe: Recipe) -> None:
     """Raises RecipeError for a setting that the recipe's method does not read, or cannot."""
     method_info(recipe.train.method)
     _REGISTRY[recipe.train.method].check(recipe)
+
+
+def usual_batch(recipe: Recipe, mean: bool) -> tuple[int, str]:
+    """Rows a step where the recipe says none, and why. `mean`: what is trained for is a mean over rows."""
+    return _REGISTRY[recipe.train.method].batch(recipe, mean)
 
 
 def steps_only(recipe: Recipe) -> Recipe:
@@ -78,4 +84,5 @@ __all__ = [
     "make_method",
     "method_info",
     "steps_only",
+    "usual_batch",
 ]

@@ -14,7 +14,10 @@ from tunefork.zo import Objective
 RowLosses = Callable[[torch.nn.Module, Batch], torch.Tensor]
 """A task's loss: (model, batch) -> fp32 sums [rows]. A step's loss is sum(losses) / sum(batch.weights)."""
 
-__all__ = ["Method", "MethodInfo", "Objective", "RowLosses", "StepResult"]
+BATCH = 16
+"""Rows a step, where nothing speaks for another number."""
+
+__all__ = ["BATCH", "Method", "MethodInfo", "Objective", "RowLosses", "StepResult"]
 
 
 @dataclass(frozen=True, slots=True)

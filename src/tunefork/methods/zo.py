@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 
 from tunefork.batch import Batch
 from tunefork.errors import MissingFileError, RecipeError, RunError, TrainingError, UnsupportedError
-from tunefork.methods.base import MethodInfo, Objective, RowLosses, StepResult
+from tunefork.methods.base import BATCH, MethodInfo, Objective, RowLosses, StepResult
 from tunefork.models import add_factors, autocast, load_trainable_state, trainable_state
 from tunefork.recipe.schema import Recipe, TrainSection, ZoSection
 from tunefork.zo import ZO, Reader, TrajectoryError
-from tunefork.zo.options import options_of
+from tunefork.zo.options import options_of, preset_of
 
 INFO = MethodInfo(
     name="zo",
@@ -30,6 +30,7 @@ INFO = MethodInfo(
     needs_backward=False,
 )
 
+_LOSS = ZoSection().objective  # no metric
 _AXES = ("direction", "rank", "max_rank", "estimator", "queries", "rows", "normaliser", "momentum", "clip_rms")
 _UNREAD = ("betas", "adam_epsilon", "max_grad_norm")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,6 +57,14 @@ def check_settings(recipe: Recipe) -> None:
         options_of(recipe.zo.preset, _changes(recipe.zo, adapter))
     except ValueError as error:
         raise RecipeError(f"zo: {error}") from None
+
+
+def usual_batch(recipe: Recipe, mean: bool) -> tuple[int, str]:
+    """Rows a step where the recipe says none, and why. `mean`: the objective is a mean over rows."""
+    if not mean:
+        return 64, "of few rows the objective says little"
+    rows = preset_of(recipe.zo.preset).batch if recipe.zo.objective == _LOSS else BATCH
+    return rows, "" if rows >= BATCH else "rows differ less from each other than directions do, so few see many"
 
 
 def make(
@@ -133,7 +142,8 @@ def put_start(model: torch.nn.Module, trajectory: Reader) -> None:
 
 def _changes(section: ZoSection, adapter: str) -> dict[str, Any]:
     """What a recipe changes in its preset. Adapters and heads get dense directions: small, and not matrices alone."""
-    changes = {axis: value for axis in _AXES if (value := getattr(section, axis)) is not None}
+    changes = dict(preset_of(section.preset).metric) if section.objective != _LOSS else {}
+    changes |= {axis: value for axis in _AXES if (value := getattr(section, axis)) is not None}
     if adapter not in (*_BESIDE, "auto"):
         changes.setdefault("direction", "rademacher")
     return changes

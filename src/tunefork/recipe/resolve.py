@@ -31,7 +31,7 @@ class Situation:
     baselines: tuple[str, ...]  # that fit the task
     checkpointing_needed: bool  # the forecast without activation checkpointing does not fit
     needs_backward: bool = True  # the method computes gradients
-    batch_metric: bool = False  # the objective is a metric that is no mean over rows
+    usual_batch: tuple[int, str] = (16, "")  # rows a step, of what is trained for by what method, and why
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +95,8 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
             tree["zo"]["calibrate"] = calibrate
             why = "learning rate and epsilon are " + ("not both given" if calibrate else "given")
             reasons.append(Reason("zo.calibrate", calibrate, why))
-    rows = 64 if now.batch_metric else 16
-    why = f"{rows} rows, or all of them when there are fewer" + (
-        ": of few rows the objective says little" * (rows > 16)
-    )
+    rows, because = now.usual_batch
+    why = f"{rows} rows, or all of them when there are fewer" + f": {because}" * bool(because)
     batch = fill("train.batch_size", min(rows, max(1, now.train_rows)), why)
     budget = 4096 if now.device == "cpu" else 16384
     rows = max(1, budget // max(1, now.longest * now.sequences_per_row))

@@ -14,7 +14,7 @@ from tunefork.errors import DataError, RecipeError
 from tunefork.evaluate.baselines import BaselineResult, check_baselines, fitting_baselines, run_baselines
 from tunefork.evaluate.harness import Asking, nothing
 from tunefork.evaluate.objective import check_objective, is_mean
-from tunefork.methods import check_settings, method_info
+from tunefork.methods import check_settings, method_info, usual_batch
 from tunefork.models import (
     ModelFacts,
     autocast,
@@ -218,5 +218,5 @@ def _situation(
         baselines=fitting_baselines(renderer.task),
         checkpointing_needed=False,
         needs_backward=method_info(recipe.train.method).needs_backward,
-        batch_metric=not is_mean(recipe.zo.objective, renderer.task),
+        usual_batch=usual_batch(recipe, is_mean(recipe.zo.objective, renderer.task)),
     )

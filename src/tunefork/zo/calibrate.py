@@ -5,8 +5,10 @@ from the one at the next smaller epsilon shows curvature's change (bias), one th
 rounding (noise). The largest epsilon that is in the straight part, and above the noise, is taken.
 
 The second difference is z^T H z. A step of c z changes the loss by c s + c^2 z^T H z / 2, so with q queries of slope g,
-measured on rows that are only a sample, the best step has lr = q E[g s] / (E[g^2] z^T H z). E[g s], the part of the
-slope that the rows agree on, is measured from the rows' own slopes. A quarter of that lr is taken.
+measured on rows that are only a sample, the best step has lr = q E[g s] / (E[g^2] z^T H z). Of the square of one row's
+slope only a small part, E[g s] / E[g^2], is what all rows agree on. At the start, where what must be learned first is
+which answers there are, it is large (0.07 on TREC), and steps of that size did not last. So it is not measured but
+taken to be what whole runs were seen to bear (benchmarks/zo_learning.py).
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ LADDER = tuple(10.0 ** (k / 2) for k in range(-8, -1))
 
 _BIAS = 0.1  # share of the slope by which an epsilon may be off
 _CAUTION = 0.25  # of the best step's length: directions add up, and curvature grows on the way
-SHARE = (0.02, 1.0)  # bounds of the measured part of a slope's square that the rows agree on
-_UNKNOWN_SHARE = 0.25  # the same, where rows cannot be told apart
+_ROW_SHARE = 0.02  # part of the square of one row's slope that all rows agree on
+_UNKNOWN_ROWS = 16  # in a closure's batch
 LAST = 2**32 - 1  # steps whose directions no run reaches
 
 
@@ -39,7 +41,7 @@ class Calibration:
     epsilon: float
     lr: float
     slope: float  # root mean square of the projected gradients
-    curvature: float  # root mean square of z^T H z
+    curvature: float  # z^T H z: its mean's size and standard error
     noise: float  # standard deviation of one loss from rounding; not asked of a metric
     share: float  # part of the slopes' square that the rows agree on
     forwards: int
@@ -48,31 +50,29 @@ class Calibration:
 
 def calibrate(engine: Engine, make_probe: Callable[[], Probe], rule: Rule, *, directions: int = 6) -> Calibration:
     """Chooses epsilon and lr for a loss; the model is left as it is. Raises FloatingPointError where none is finite."""
-    slopes, bends, shares, forwards = [], [], [], 0
+    slopes, bends, rows, forwards = [], [], 0, 0
     for i in range(max(2, -(-directions // engine.queries))):
         found = _along(engine, make_probe, LAST - i)
         slopes.append(found[0])
         bends.append(found[1])
-        shares += found[2]
+        rows = found[2]
         forwards += found[3]
     slope, bend = np.concatenate(slopes, axis=1), np.concatenate(bends, axis=1)  # [epsilons, directions]
     ladder = np.array(LADDER)
     usable: np.ndarray = np.asarray(np.isfinite(slope).all(axis=1) & np.isfinite(bend).all(axis=1))
     if not usable.any():
         raise FloatingPointError("The loss must be finite near the weights. Received none that is, at any epsilon.")
-    chosen, noise, size, bias = _epsilon(ladder, slope, bend, usable)
-    # the root mean square: the mean itself where directions agree, and no small number where their signs cancel
-    curvature = math.sqrt(float(np.mean(bend[chosen] ** 2)))
-    squares = float(np.mean(slope[chosen] ** 2))
-    pairs = [pair for by_epsilon in shares if (pair := by_epsilon[chosen]) is not None]
-    share = float(np.clip(np.mean(pairs) / max(squares, 1e-30), *SHARE)) if pairs else _UNKNOWN_SHARE
+    chosen, noise, size, bias = _epsilon(ladder, slope, bend, usable, engine.estimator.span)
+    # with its error: no small number where the directions' curvatures cancel
+    curvature = abs(float(np.mean(bend[chosen]))) + float(np.std(bend[chosen])) / math.sqrt(bend.shape[1])
+    share = rows * _ROW_SHARE / (1 + rows * _ROW_SHARE)
     lr = suited_lr(engine.queries, share, curvature, rule, [s[chosen] for s in slopes])
     epsilon = float(f"{ladder[chosen]:.2g}")
     reason = (
         f"epsilon {epsilon:g} is the largest at which slopes are straight (off by {bias:.0%} from the next smaller; "
         f"rounding moves a loss by {noise:.1g}, a probe by {size * epsilon:.1g}). lr {lr:g} is a quarter of what suits "
-        f"a curvature of {curvature:.3g} along a direction, {engine.queries} queries, and slopes of {size:.3g} of "
-        f"whose square {share:.0%} is {'what the rows agree on' if pairs else 'taken to be more than chance'}."
+        f"a curvature of {curvature:.3g} along a direction, and {engine.queries} queries whose slopes over {rows} "
+        f"{'row' if rows == 1 else 'rows'} are taken to be chance but for {share:.1%} of their square."
     )
     return Calibration(epsilon, lr, size, curvature, noise, share, forwards, reason)
 
@@ -88,32 +88,28 @@ def suited_lr(queries: int, share: float, curvature: float, rule: Rule, slopes: 
     return float(f"{lr:.2g}")
 
 
-def _along(
-    engine: Engine, make_probe: Callable[[], Probe], step: int
-) -> tuple[np.ndarray, np.ndarray, list[list[float | None]], int]:
-    """Slopes and second differences [epsilons, queries] along one step's directions, what rows agree on, forwards."""
+def _along(engine: Engine, make_probe: Callable[[], Probe], step: int) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Slopes and second differences [epsilons, queries] along one step's directions, rows of a query, forwards."""
     measured: list[Measured] = []
     with Uninterrupted() as signals:
         for signs, epsilon in [((0, 0), LADDER[0]), *(((1, -1), e) for e in LADDER)]:
             measured.append(engine.measure(make_probe(), signals, signs, step, epsilon))
     middle = measured[0].first
-    slope = np.stack([(m.first - m.second) / (2 * e) for m, e in zip(measured[1:], LADDER, strict=True)])
+    one_sided, span = 0 in engine.estimator.signs, engine.estimator.span
+    slope = np.stack(
+        [
+            (m.first - (middle if one_sided else m.second)) / (span * e)
+            for m, e in zip(measured[1:], LADDER, strict=True)
+        ]
+    )
     bend = np.stack([(m.first + m.second - 2 * middle) / e**2 for m, e in zip(measured[1:], LADDER, strict=True)])
-    shares = [
-        [agreed(m.by_row(j), e) for m, e in zip(measured[1:], LADDER, strict=True)] for j in range(engine.queries)
-    ]
-    return slope, bend, shares, sum(m.forwards for m in measured)
-
-
-def agreed(differences: np.ndarray, epsilon: float) -> float | None:
-    """Mean product of two different rows' slopes: unbiased for the square of the slope that all rows share."""
-    slopes = differences / (2 * epsilon)
-    m = len(slopes)
-    return float((slopes.sum() ** 2 - (slopes**2).sum()) / (m * (m - 1))) if m > 1 else None
+    by_row = measured[1].by_row
+    rows = _UNKNOWN_ROWS if by_row is None else max(1, len(by_row(0)))
+    return slope, bend, rows, sum(m.forwards for m in measured)
 
 
 def _epsilon(
-    ladder: np.ndarray, slope: np.ndarray, bend: np.ndarray, usable: np.ndarray
+    ladder: np.ndarray, slope: np.ndarray, bend: np.ndarray, usable: np.ndarray, span: int
 ) -> tuple[int, float, float, float]:
     """The place of the epsilon to use, the loss's rounding noise, the slopes' size, and the bias there."""
     smallest = int(np.argmax(usable))
@@ -124,10 +120,10 @@ def _epsilon(
     for i in np.flatnonzero(usable):
         size = math.sqrt(float(np.mean(slope[i] ** 2))) or 1e-30
         below = max(i - 1, smallest)
-        rounding = noise**2 / 2 * (1 / ladder[i] ** 2 + 1 / ladder[below] ** 2)
+        rounding = 2 * (noise / span) ** 2 * (1 / ladder[i] ** 2 + 1 / ladder[below] ** 2)
         off = float(np.mean((slope[i] - slope[below]) ** 2))
         biases[i] = math.sqrt(max(0.0, off - rounding)) / size
-        errors[i] = math.hypot(biases[i], noise / (math.sqrt(2) * ladder[i] * size))
+        errors[i] = math.hypot(biases[i], math.sqrt(2) * noise / (span * ladder[i] * size))
     straight = np.flatnonzero((biases <= _BIAS) & (errors <= 2 * _BIAS))
     chosen = int(straight[-1]) if len(straight) else int(np.argmin(errors))
     return chosen, noise, math.sqrt(float(np.mean(slope[chosen] ** 2))), float(biases[chosen])

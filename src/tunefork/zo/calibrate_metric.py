@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tunefork.zo.calibrate import LAST, Calibration, agreed, suited_lr
+from tunefork.zo.calibrate import LAST, Calibration, suited_lr
 from tunefork.zo.engine import Engine, Uninterrupted
 from tunefork.zo.measured import Measured
 from tunefork.zo.probes import Probe
@@ -68,7 +68,9 @@ def calibrate_metric(engine: Engine, make_probe: Callable[[], Probe], rule: Rule
     curvature = 2 * max(fall, spread / math.sqrt(len(falls))) / epsilon**2
     slopes = [(m.first - m.second) / (2 * epsilon) for m in seen]
     squares = float(np.mean(np.concatenate(slopes) ** 2))
-    pairs = [pair for m in seen for j in range(queries) if (pair := agreed(m.by_row(j), epsilon)) is not None]
+    pairs = [
+        pair for m in seen if m.by_row for j in range(queries) if (pair := _agreed(m.by_row(j), epsilon)) is not None
+    ]
     share = float(np.clip(np.mean(pairs) / squares, *_SHARE)) if pairs and squares else _SHARE[0]
     lr = suited_lr(queries, share, curvature, rule, slopes)
     epsilon = float(f"{epsilon:.2g}")
@@ -85,6 +87,13 @@ def _sides(measured: Sequence[Measured], here: float) -> tuple[np.ndarray, np.nd
     """[probes]: how far the two sides differ, and how much worse their mean is than where the model stands."""
     first, second = (np.concatenate([getattr(m, side) for m in measured]) for side in ("first", "second"))
     return first - second, (first + second) / 2 - here
+
+
+def _agreed(differences: np.ndarray, epsilon: float) -> float | None:
+    """Mean product of two different rows' slopes: unbiased for the square of the slope that all rows share."""
+    slopes = differences / (2 * epsilon)
+    m = len(slopes)
+    return float((slopes.sum() ** 2 - (slopes**2).sum()) / (m * (m - 1))) if m > 1 else None
 
 
 def _size(differences: np.ndarray) -> float:

@@ -18,7 +18,7 @@ class Measured:
     second: np.ndarray
     shares: np.ndarray
     forwards: int  # rows (of a closure: batches) times evaluations
-    by_row: Callable[[int], np.ndarray]  # [rows] of a query: each row's part in `first - second`, their mean
+    by_row: Callable[[int], np.ndarray] | None  # [rows] of a query: each one's part in `first - second`, their mean
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,11 +81,17 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A named choice of options and where it comes from."""
+    """A named choice of options and where it comes from.
+
+    batch: rows of a step that it is made for.
+    metric: options that take others' place where a metric is raised, not a loss lowered.
+    """
 
     name: str
     summary: str
     paper: str
+    batch: int = 16
+    metric: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -96,15 +102,21 @@ def presets() -> dict[str, Preset]:
         if file.name.endswith(".yaml"):
             name = file.name.removesuffix(".yaml")
             data = yaml.safe_load(file.read_text(encoding="utf-8"))
-            found[name] = Preset(name, data.pop("summary"), data.pop("paper"), data)
+            own = {key: data.pop(key) for key in ("summary", "paper", "batch", "metric") if key in data}
+            found[name] = Preset(name, options=data, **own)
     return found
+
+
+def preset_of(name: str) -> Preset:
+    """Raises ValueError with a did-you-mean for an unknown name."""
+    known = presets()
+    _among("preset", name, known)
+    return known[name]
 
 
 def options_of(preset: str, changes: Mapping[str, Any]) -> Options:
     """A preset's options with some changed. Raises ValueError for an unknown preset, key or value."""
-    known = presets()
-    _among("preset", preset, known)
-    chosen = {**known[preset].options, **changes}
+    chosen = {**preset_of(preset).options, **changes}
     names = [f.name for f in fields(Options)]
     for key in chosen:
         _among("an option", key, names)

@@ -320,7 +320,9 @@ class ClosureProbe:
             self.stacking.alone = "stacking is switched off"
         sides = np.zeros((2, show.queries))
         middle, value = None, 0.0
-        both = signs[0] != signs[1] and (0 not in signs or show.queries == 1)
+        both = 0 not in signs or (signs[0] != signs[1] and show.queries == 1)
+        if not (both or self.stacking.alone) and signs[0] != signs[1]:
+            self.stacking.alone = "the queries of a closure share where the model stands"
         for j in range(show.queries):
             if both and not self.stacking.alone:
                 try:
@@ -336,7 +338,7 @@ class ClosureProbe:
                     middle = middle if sign else value
                 sides[i, j] = value if sign else middle
         shares = np.full(show.queries, 1.0 / show.queries)
-        return Measured(sides[0], sides[1], shares, self.forwards, lambda j: sides[:1, j] - sides[1:, j])
+        return Measured(sides[0], sides[1], shares, self.forwards, None)
 
     def _mapped(self, signs: tuple[int, int], query: int, show: Show) -> list[float]:
         def side(scale: torch.Tensor) -> torch.Tensor:
