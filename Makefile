@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # pytest-xdist workers; each test process computes with one thread
 WORKERS ?= 2
 
-.PHONY: demo test test-all conformance lint types budget readme clean
+.PHONY: demo test test-all conformance clients lint types budget readme clean
 
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,9 @@ test-all: $(VENV)/.dev  ## everything, the long ones too
 
 conformance: $(VENV)/.dev  ## openai-python's own tests against the server; skipped where their source cannot be had
 	$(BIN)/python -m tests.server.conformance
+
+clients: $(VENV)/.dev  ## the promise under openai-python 1, 2 and 3 and npm's openai, fetched for it
+	$(BIN)/python -m pytest -n0 -v -rs -m slow tests/server/test_clients.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

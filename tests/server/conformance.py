@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 
 import httpx
 
-from tests.server.scenes import wait_for
+from tests.server.scenes import pip_refuses, wait_for
 
 RESOURCES = "tests/api_resources"
 SERVED = ("test_files.py", "test_uploads.py", "uploads", "fine_tuning", "test_models.py", "test_completions.py")
@@ -38,7 +38,7 @@ def main() -> int:
             " and ".join(NEEDED): ("install", "--target", str(place / "needed"), *NEEDED),
         }.items():
             more = ("--no-deps", f"openai=={version}") if command[0] == "download" else ()
-            if why := _missing(*command, *more):
+            if why := pip_refuses(*command, *more):
                 print(f"conformance: skipped, since {what} cannot be had here ({why})")
                 return 0
         with tarfile.open(next(place.glob("openai-*.tar.gz"))) as archive:
@@ -53,16 +53,6 @@ def main() -> int:
     print(f"conformance with openai {version}: {total['passed']} passed, {total['failed']} failed, ", end="")
     print(f"{total['skipped']} skipped by their authors; {later} file of grader tests left out (not served yet)")
     return 0 if total["passed"] and not total["failed"] else 1
-
-
-def _missing(*command: str) -> str:
-    """Runs pip; the last line of what it says if it fails."""
-    pip = [sys.executable, "-m", "pip", *command, "--quiet", "--disable-pip-version-check"]
-    try:
-        done = subprocess.run(pip, capture_output=True, text=True, timeout=180, check=False)
-    except subprocess.TimeoutExpired:
-        return "pip took too long"
-    return (done.stderr.strip().splitlines() or ["pip failed"])[-1] if done.returncode else ""
 
 
 def _against_server(source: Path, needed: Path) -> dict[str, Counter[str]]:

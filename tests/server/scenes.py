@@ -17,6 +17,8 @@ import httpx
 import openai
 import uvicorn
 
+from tunefork.models import inspect_model, load_tokenizer
+from tunefork.recipe import ModelSection
 from tunefork.server import Settings, Store, create_app
 
 ANSWERS = ("blue", "green", "red")
@@ -92,3 +94,19 @@ def wait_for(happened: Callable[[], Any], seconds: float = 90) -> Any:
             return found
         time.sleep(0.05)
     raise AssertionError(f"not within {seconds} seconds")
+
+
+def word_ids() -> dict[str, str]:
+    """Ids of two words among fork-tiny's tokens, as `logit_bias` and the scripts in `clients/` want them."""
+    tokenizer = load_tokenizer(inspect_model(ModelSection()))
+    return {word: str(tokenizer(word, add_special_tokens=False)["input_ids"][0]) for word in ("Yes", "No")}
+
+
+def pip_refuses(*command: str) -> str:
+    """Runs pip; the last line of what it says if it fails."""
+    pip = [sys.executable, "-m", "pip", *command, "--quiet", "--disable-pip-version-check"]
+    try:
+        done = subprocess.run(pip, capture_output=True, text=True, timeout=180, check=False)
+    except subprocess.TimeoutExpired:
+        return "pip took too long"
+    return (done.stderr.strip().splitlines() or ["pip failed"])[-1] if done.returncode else ""
