@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import socket
 import subprocess
 import sys
 import tarfile
@@ -19,7 +18,7 @@ from xml.etree import ElementTree
 
 import httpx
 
-from tests.server.scenes import pip_refuses, wait_for
+from tests.server.scenes import free_port, pip_refuses, wait_for
 
 RESOURCES = "tests/api_resources"
 SERVED = ("test_files.py", "test_uploads.py", "uploads", "fine_tuning", "test_models.py", "test_completions.py")
@@ -56,9 +55,7 @@ def main() -> int:
 
 
 def _against_server(source: Path, needed: Path) -> dict[str, Counter[str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     server = subprocess.Popen([sys.executable, "-m", "tests.server.seeded", str(port)])
     root = f"http://127.0.0.1:{port}"
     try:

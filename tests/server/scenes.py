@@ -52,12 +52,16 @@ def serving(settings: Settings) -> Iterator[str]:
             store.close()
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @contextmanager
 def server_process(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """`tunefork serve` in a process of its own, to be killed; gives the process and its base URL."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "tunefork", "serve", "--data", str(folder), "--port", str(port), *options]
     process = subprocess.Popen(command)
     root = f"http://127.0.0.1:{port}"

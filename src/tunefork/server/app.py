@@ -23,9 +23,7 @@ from tunefork.server.problems import ApiError, from_http, from_validation
 from tunefork.server.routes import chat, completions, files, jobs, models, permissions, uploads
 from tunefork.server.settings import Settings
 from tunefork.server.state import Server
-from tunefork.server.store import Store
-
-_ROOM = 64 * 2**20  # bytes of free disk under which the server says that it is not ready
+from tunefork.server.store import ROOM, Store
 
 
 def create_app(settings: Settings, store: Store) -> FastAPI:
@@ -62,7 +60,7 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
         """Requests can be served: the database answers, jobs are moved on, and the disk has room."""
         with store.read() as db:
             db.execute(text("SELECT 1"))
-        ready = {"queue": server.queue.alive, "disk": shutil.disk_usage(settings.data).free > _ROOM}
+        ready = {"queue": server.queue.alive, "disk": shutil.disk_usage(settings.data).free > ROOM}
         fine = all(ready.values())
         return JSONResponse({"status": "ok" if fine else "not ready", **ready}, 200 if fine else 503)
 

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import time
-from typing import Any
 
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.exc import OperationalError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tunefork.errors import TrainingError
 from tunefork.server.auth import identify
 from tunefork.server.problems import ApiError
 from tunefork.server.settings import Settings
-from tunefork.server.store import Store, new_id
+from tunefork.server.store import Store, disk_is_full, new_id
 
 _log = logging.getLogger("tunefork.server")
 _OPEN = ("/healthz", "/readyz")
 _FORM_ROOM = 2**20  # of a multipart body, beside the file in it
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class Gate:
@@ -57,8 +53,10 @@ class Gate:
             await self.app(scope, self._limited(scope["path"], headers, receive), answer)
         except Exception as error:  # noqa: BLE001 - the edge of a request: the log gets the traceback, the client a sentence
             problem = _problem(error)
-            if problem.status >= 500:
+            if problem.status == 500:
                 _log.exception("%s failed", request_id)
+            elif problem.status > 500:
+                _log.warning("%s %s", request_id, problem.message)
             if not status:
                 await problem.response()(scope, receive, answer)
         route = scope.get("route")  # its template, not the path: a path may hold names of people's models
@@ -100,9 +98,7 @@ def _problem(error: Exception) -> ApiError:
     """What a client hears of an error that no route has foreseen."""
     if isinstance(error, ApiError):
         return error
-    full = isinstance(error, OSError) and error.errno in _FULL
-    full = full or (isinstance(error, TrainingError) and _is_full(error.__cause__))
-    if full or (isinstance(error, OperationalError) and "full" in str(error.orig)):
+    if disk_is_full(error):
         message = "The server's disk is full; nothing was kept of this request. Try again when there is room."
         return ApiError(message, status=507, type="server_error", code="insufficient_storage")
     if isinstance(error, OperationalError):
@@ -110,7 +106,3 @@ def _problem(error: Exception) -> ApiError:
         return ApiError(message, status=503, type="server_error", code="service_unavailable")
     message = "The server had an error while processing your request. Its log has more under this request's id."
     return ApiError(message, status=500, type="server_error")
-
-
-def _is_full(cause: Any) -> bool:
-    return isinstance(cause, OSError) and cause.errno in _FULL

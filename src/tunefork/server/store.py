@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 import string
 import time
@@ -17,6 +18,8 @@ from tunefork.errors import RunError
 from tunefork.server.settings import Settings
 
 SCHEMA = 1
+ROOM = 64 * 2**20  # bytes of free disk under which nothing new is begun
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _ALPHABET = string.ascii_letters + string.digits
 
 
@@ -27,6 +30,14 @@ def new_id(prefix: str, length: int = 24) -> str:
 
 def now() -> int:
     return int(time.time())
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is that the disk has no room: in a file's words, or the database's."""
+    if isinstance(error, OperationalError):
+        return "full" in str(error.orig)
+    full = isinstance(error, OSError) and error.errno in _FULL
+    return full or (error is not None and disk_is_full(error.__cause__))
 
 
 class Row(DeclarativeBase):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func, select, update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from tunefork.errors import DataError, Interrupted, RunError, TuneforkError
@@ -30,6 +31,7 @@ from tunefork.run import RunFolder
 from tunefork.server.blobs import write_blob
 from tunefork.server.jobs.artefacts import write_checkpoint
 from tunefork.server.jobs.keep import job_folder, keep_row
+from tunefork.server.jobs.queue import DISK_FULL
 from tunefork.server.jobs.recipes import recipe_of
 from tunefork.server.jobs.results import (
     Metrics,
@@ -42,7 +44,7 @@ from tunefork.server.jobs.results import (
 )
 from tunefork.server.jobs.states import FAILED, FINISHED, RUNNING, SUCCEEDED, move, tell
 from tunefork.server.settings import Settings
-from tunefork.server.store import Event, File, Job, Model, Store, now
+from tunefork.server.store import Event, File, Job, Model, Store, disk_is_full, now
 from tunefork.train.loop import Event as Happening
 from tunefork.workflows import Listener, Plan, RunResult, finetune
 
@@ -152,7 +154,10 @@ class Reporter(Listener):
 
 
 def run_job(settings: Settings, store: Store, job: Job) -> None:
-    """Trains, and takes the job to `succeeded` or `failed`. Raises Interrupted where it was stopped before the end."""
+    """Trains, and takes the job to `succeeded` or `failed`.
+
+    Raises Interrupted where it was stopped before the end, and what a full disk raises: the job can go on later.
+    """
     _wait_for_former_worker(job_folder(settings, job.id) / "run")
     reporter = Reporter(settings, store, job)
     with reporter.writing() as db:
@@ -166,8 +171,12 @@ def run_job(settings: Settings, store: Store, job: Job) -> None:
         message = f"The job failed due to an invalid training file. {error}"
         _fail(settings, reporter, "invalid_training_file", message, "training_file")
     except TuneforkError as error:
+        if disk_is_full(error):
+            raise
         _fail(settings, reporter, "training_failed", str(error), None)
-    except Exception:  # noqa: BLE001 - the edge of a worker: the traceback is in the run's error.log
+    except Exception as error:  # the edge of a worker: the traceback is in the run's error.log
+        if disk_is_full(error):
+            raise
         _log.exception("job %s failed", job.id)
         message = "The job failed due to an error of the server. Its operator finds more in the job's run folder."
         _fail(settings, reporter, "server_error", message, None)
@@ -255,15 +264,19 @@ def main() -> int:
     threading.Thread(target=_end_with_server, daemon=True).start()
     settings = Settings.model_validate(order["settings"])
     store = Store(settings, check=False)
-    with store.read() as db:
-        query = select(Job).where(Job.id == sys.argv[1], Job.attempt == order["attempt"], Job.status == RUNNING)
-        job = db.scalar(query)
-    if job is None:
-        return 0
     try:
-        run_job(settings, store, job)
+        with store.read() as db:
+            query = select(Job).where(Job.id == sys.argv[1], Job.attempt == order["attempt"], Job.status == RUNNING)
+            job = db.scalar(query)
+        if job is not None:
+            run_job(settings, store, job)
     except Interrupted as stop:
-        _log.info("job %s: %s", job.id, stop)
+        _log.info("job %s: %s", sys.argv[1], stop)
+    except (TuneforkError, OSError, SQLAlchemyError) as error:
+        if not disk_is_full(error):
+            raise
+        _log.error("job %s: %s", sys.argv[1], error)
+        return DISK_FULL
     return 0
 
 

@@ -23,11 +23,12 @@ from tunefork.server.jobs.recipes import resolve_hyperparameters
 from tunefork.server.jobs.states import FAILED, PAUSED, PAUSING, QUEUED, RUNNING, VALIDATING, claim, move, tell
 from tunefork.server.jobs.validation import MIN_EXAMPLES, check_file
 from tunefork.server.settings import Settings
-from tunefork.server.store import File, Job, Store, Upload, now
+from tunefork.server.store import ROOM, File, Job, Store, Upload, now
 
 _log = logging.getLogger("tunefork.server.queue")
 _TICK_SECONDS = 0.5
 _SWEEP_SECONDS = 30.0
+DISK_FULL = 28  # exit code of a worker
 _STOP_SECONDS = 60.0  # a worker that is asked to stop has as long to finish its step and save it
 
 
@@ -59,13 +60,6 @@ class JobQueue:
         self._thread = threading.Thread(target=self._loop, name="queue", daemon=True)
 
     def start(self) -> None:
-        """Takes up what a former server left, and begins."""
-        with self.store.write() as db:
-            for id in db.scalars(select(Job.id).where(Job.status == PAUSING)).all():
-                _paused(db, id)
-            for id in db.scalars(select(Job.id).where(Job.status == RUNNING)).all():
-                move(db, id, QUEUED)
-                tell(db, id, "The server was restarted; the job goes on from its last checkpoint", "warn")
         self._thread.start()
 
     def close(self) -> None:
@@ -100,6 +94,7 @@ class JobQueue:
     def tick(self) -> None:
         """One look at everything."""
         self._reap()
+        self._adopt()
         with self.store.read() as db:
             new = db.scalars(select(Job.id).where(Job.status == VALIDATING).order_by(Job.seq)).all()
         for id in new:
@@ -108,7 +103,7 @@ class JobQueue:
                 self._validators.submit(self._validate, id).add_done_callback(
                     lambda done, id=id: self._checked(id, done)
                 )
-        while len(self.workers) < self.settings.slots and not self._ending.is_set():
+        while len(self.workers) < self.settings.slots and not self._ending.is_set() and self._has_room():
             with self.store.write() as db:
                 claimed = claim(db, exclude=self.workers)
             if claimed is None:
@@ -151,15 +146,19 @@ class JobQueue:
 
     def _start(self, id: str, attempt: int) -> None:
         folder = job_folder(self.settings, id)
-        with (folder / "worker.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tunefork.server.worker", id],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                text=True,
-                start_new_session=True,  # Ctrl-C in the server's terminal reaches the server alone
-            )
+        try:
+            with (folder / "worker.log").open("ab") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "tunefork.server.worker", id],
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    text=True,
+                    start_new_session=True,  # Ctrl-C in the server's terminal reaches the server alone
+                )
+        except OSError as error:
+            self._after(id, attempt, f"could not be started ({error.strerror})")
+            return
         self.workers[id] = _Worker(process, attempt)
         assert process.stdin is not None
         order = {"settings": self.settings.model_dump(mode="json"), "attempt": attempt}
@@ -178,14 +177,29 @@ class JobQueue:
             if code is not None:
                 assert worker.process.stdin is not None
                 worker.process.stdin.close()
+                self._after(id, worker.attempt, _how(code))  # where it raises, the next look is another try
                 del self.workers[id]
-                self._after(id, worker.attempt, code)
             elif states.get(id) != (RUNNING, worker.attempt):
                 worker.stop()
 
-    def _after(self, id: str, attempt: int, code: int) -> None:
+    def _adopt(self) -> None:
+        """Jobs that ran under a former server are queued again."""
+        query = select(Job.id, Job.status).where(Job.status.in_((RUNNING, PAUSING)), Job.id.not_in(self.workers))
+        with self.store.read() as db:
+            left = db.execute(query).all()
+        for id, status in left:
+            with self.store.write() as db:
+                if status == PAUSING:
+                    _paused(db, id)
+                elif move(db, id, QUEUED):
+                    tell(db, id, "The job was left without a worker; it goes on from its last checkpoint", "warn")
+
+    def _has_room(self) -> bool:
+        """A job that cannot save what it learns would only begin again."""
+        return shutil.disk_usage(self.settings.data).free > ROOM
+
+    def _after(self, id: str, attempt: int, how: str) -> None:
         """A worker has ended: its job is paused now, if it was to be; if it is still running, the worker died."""
-        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
         with self.store.write() as db:
             job = db.scalars(select(Job).where(Job.id == id)).one()
             if job.attempt != attempt or job.status not in (RUNNING, PAUSING):
@@ -218,6 +232,12 @@ class JobQueue:
             remove_blob(self.settings.blobs_path / id)
         for name in set(held) - pending:
             shutil.rmtree(parts / name, ignore_errors=True)
+
+
+def _how(code: int) -> str:
+    if code == DISK_FULL:
+        return "found the disk full"
+    return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
 
 def _paused(db: Session, id: str) -> None:
