@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # pytest-xdist workers; each test process computes with one thread
 WORKERS ?= 2
 
-.PHONY: demo test test-all conformance clients lint types budget readme clean
+.PHONY: demo test test-all conformance clients specification lint types budget readme clean
 
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,9 @@ conformance: $(VENV)/.dev  ## openai-python's own tests against the server; skip
 
 clients: $(VENV)/.dev  ## the promise under openai-python 1, 2 and 3 and npm's openai, fetched for it
 	$(BIN)/python -m pytest -n0 -v -rs -m slow tests/server/test_clients.py
+
+specification: $(VENV)/.dev  ## schemathesis over OpenAI's openapi.yaml: make specification SPEC=openapi.yaml
+	$(BIN)/python -m tests.server.specification $(SPEC)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

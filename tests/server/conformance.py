@@ -16,9 +16,7 @@ from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
-import httpx
-
-from tests.server.scenes import free_port, pip_refuses, wait_for
+from tests.server.scenes import free_port, pip_refuses, server_answers, wait_for
 
 RESOURCES = "tests/api_resources"
 SERVED = ("test_files.py", "test_uploads.py", "uploads", "fine_tuning", "test_models.py", "test_completions.py")
@@ -59,7 +57,7 @@ def _against_server(source: Path, needed: Path) -> dict[str, Counter[str]]:
     server = subprocess.Popen([sys.executable, "-m", "tests.server.seeded", str(port)])
     root = f"http://127.0.0.1:{port}"
     try:
-        wait_for(lambda: server.poll() is not None or _answers(f"{root}/healthz"), 120)
+        wait_for(lambda: server.poll() is not None or server_answers(f"{root}/healthz"), 120)
         own = os.pathsep.join([str(needed), str(source)])
         surroundings = {**os.environ, "PYTHONPATH": own, "TEST_API_BASE_URL": f"{root}/v1"}
         found: dict[str, Counter[str]] = {}
@@ -79,13 +77,6 @@ def _against_server(source: Path, needed: Path) -> dict[str, Counter[str]]:
     finally:
         server.terminate()
         server.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 if __name__ == "__main__":

@@ -66,14 +66,14 @@ def server_process(folder: Path, *options: str) -> Iterator[tuple[subprocess.Pop
     process = subprocess.Popen(command)
     root = f"http://127.0.0.1:{port}"
     try:
-        wait_for(lambda: process.poll() is not None or _answers(f"{root}/readyz"), 120)
+        wait_for(lambda: process.poll() is not None or server_answers(f"{root}/readyz"), 120)
         yield process, f"{root}/v1"
     finally:
         process.terminate()
         process.wait()
 
 
-def _answers(url: str) -> bool:
+def server_answers(url: str) -> bool:
     try:
         return httpx.get(url).status_code == 200
     except httpx.TransportError:

@@ -1,8 +1,9 @@
 """A server with the objects that openai-python's own tests ask for, put back before every request.
 
-`python -m tests.server.seeded PORT` serves until it is ended. Those tests were written against a mock that holds
-nothing: they delete the same file 8 times, and send "md5" as the MD5 sum of an upload. So every request finds the rows
-as they were, and that sum is taken out; all else is the real server.
+`python -m tests.server.seeded PORT [FILE]` serves until it is ended; with FILE it wants a key, and writes one there.
+openai-python's tests were written against a mock that holds nothing: they delete the same file 8 times, and send "md5"
+as the MD5 sum of an upload. So every request finds the rows as they were, and that sum is taken out; all else is the
+real server.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from sqlalchemy import delete
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.server.scenes import rows, settings_in
-from tunefork.server import Catalogue, Settings, Store, create_app
+from tunefork.recipe import ModelSection
+from tunefork.server import Catalogue, Settings, Store, create_app, create_key
 from tunefork.server.blobs import write_blob
 from tunefork.server.store import Event, File, Job, Model, Part, Permission, Row, Upload
 
@@ -73,9 +75,9 @@ class Seeded:
                 db.flush()
         for row in seeded_rows():
             if isinstance(row, File):
-                write_blob(self.settings.blobs_path / row.id, [rows()], row)
+                _seed_blob(self.settings.blobs_path / row.id, rows(), row)
             if isinstance(row, Part):
-                write_blob(self.settings.parts_path / UPLOAD / PART, [CONTENT], row)
+                _seed_blob(self.settings.parts_path / UPLOAD / PART, CONTENT, row)
 
     def _with_right_sum(self, receive: Receive) -> Receive:
         async def replaced() -> Message:
@@ -88,11 +90,22 @@ class Seeded:
         return replaced
 
 
+def _seed_blob(folder: Path, content: bytes, row: Row) -> None:
+    if not folder.exists():  # nothing changes one that is there
+        write_blob(folder, [content], row)
+
+
 def main() -> None:
-    catalogue = Catalogue(aliases=dict.fromkeys(("gpt-4o-mini", "gpt-5.4", "gpt-3.5-turbo-instruct"), "fork-tiny"))
+    base = ModelSection(max_length=96)  # short answers: what is looked at is their shape
+    catalogue = Catalogue(
+        models={"fork-tiny": base},
+        aliases=dict.fromkeys(("gpt-4o-mini", "gpt-5.4", "gpt-3.5-turbo-instruct"), "fork-tiny"),
+    )
     with tempfile.TemporaryDirectory() as folder:
         settings = settings_in(Path(folder) / "data", catalogue=catalogue)
         store = Store(settings)
+        if len(sys.argv) > 2:
+            Path(sys.argv[2]).write_text(create_key(store, project=PROJECT)[0])
         app = create_app(settings, store)
         uvicorn.run(Seeded(app, settings, store), port=int(sys.argv[1]), log_level="warning", access_log=False)
 

@@ -196,6 +196,54 @@ def test_what_cannot_be_held_is_refused(client: openai.OpenAI) -> None:
         client.responses.create(model="fork-tiny", input="hello")
 
 
+WRONG_SHAPES: dict[str, dict[str, Any]] = {
+    "messages[0].role": {"messages": [{"role": "bot", "content": "x"}]},
+    "messages[1].content": {"messages": [*ASKED, {"role": "user", "content": 3}]},
+    "messages[0].name": {"messages": [{"role": "user", "content": "x", "name": 3}]},
+    "messages[0].tool_call_id": {"messages": [{"role": "tool", "content": "x"}]},
+    "messages[0].tool_calls[0].id": {
+        "messages": [
+            {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]}
+        ]
+    },
+    "tools[0].function.name": {"tools": [{"type": "function", "function": {}}]},
+    "tools[0].type": {"tools": [{"type": "custom", "custom": {"name": "x"}}]},
+    "functions[0].parameters": {"functions": [{"name": "f", "parameters": "x"}]},
+    "logit_bias.3": {"logit_bias": {"3": 0.5}},
+    "stop": {"stop": []},
+    "store": {"store": "yes"},
+    "metadata.k": {"metadata": {"k": 1}},
+    "reasoning_effort": {"reasoning_effort": "much"},
+    "safety_identifier": {"safety_identifier": "x" * 65},
+    "audio.format": {"audio": {"voice": "alloy", "format": "midi"}},
+}
+
+
+@pytest.mark.parametrize("param", WRONG_SHAPES)
+def test_what_the_specification_forbids_is_refused_by_its_place(client: openai.OpenAI, param: str) -> None:
+    """Also where it would change nothing."""
+    body = {"model": "fork-tiny", "messages": ASKED, "max_tokens": 1, **WRONG_SHAPES[param]}
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.post("/chat/completions", body=body, cast_to=object)
+    assert refused.value.param == param
+
+
+def test_messages_of_every_role_are_read(client: openai.OpenAI) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "clock", "arguments": '{"zone": "UTC"}'}}
+    tool = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}
+    messages: Any = [
+        {"role": "developer", "content": [{"type": "text", "text": "Be short."}]},
+        {"role": "user", "content": "What time is it?", "name": "ann"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "12:00", "tool_call_id": "c"},
+        {"role": "assistant", "content": "Noon.", "refusal": None},
+        *ASKED,
+    ]
+    reply = said(client, messages=messages, tools=[tool], tool_choice="auto", temperature=0)
+    assert reply.choices[0].finish_reason in ("stop", "length")
+    assert reply.usage.prompt_tokens > said(client, messages=messages[1:2]).usage.prompt_tokens
+
+
 def test_what_is_ignored_is_named(client: openai.OpenAI) -> None:
     reply = said(client, max_tokens=0, store=True, reasoning_effort="low", user="u")
     assert reply.model_extra["tunefork"] == {"base": "fork-tiny", "ignored": ["reasoning_effort", "store", "user"]}

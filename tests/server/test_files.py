@@ -83,6 +83,13 @@ def test_an_upload_is_put_together_in_the_order_asked_for(client: openai.OpenAI)
         client.uploads.parts.create(upload.id, data=b"more")
 
 
+def test_a_part_has_its_data_and_nothing_else(client: openai.OpenAI) -> None:
+    upload = client.uploads.create(filename="a", bytes=3, mime_type="text/plain", purpose="batch")
+    for form in ({"files": {"data": b"x"}, "data": {"more": "y"}}, {"files": {"other": b"x"}}):
+        reply = client._client.post(f"{client.base_url}uploads/{upload.id}/parts", **form)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (400, "unknown_parameter")
+
+
 def test_an_upload_holds_what_was_declared(client: openai.OpenAI) -> None:
     upload = client.uploads.create(filename="a", bytes=3, mime_type="text/plain", purpose="batch")
     part = client.uploads.parts.create(upload.id, data=b"ab")

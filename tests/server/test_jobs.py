@@ -66,6 +66,12 @@ def test_lists_filter_by_metadata(client: openai.OpenAI, file: str) -> None:
     assert all(not job.metadata for job in client.fine_tuning.jobs.list(extra_query={"metadata": "null"}))
 
 
+@pytest.mark.parametrize("key", ["", '"', "\\"])
+def test_a_filter_that_cannot_be_meant_is_refused(client: openai.OpenAI, key: str) -> None:
+    with pytest.raises(openai.BadRequestError, match="key to filter by"):
+        client.fine_tuning.jobs.list(extra_query={f"metadata[{key}]": "x"})
+
+
 def test_pause_resume_and_cancel(client: openai.OpenAI, file: str) -> None:
     jobs = client.fine_tuning.jobs
     id = jobs.create(model="fork-tiny", training_file=file).id

@@ -20,7 +20,7 @@ import httpx
 import openai
 import pytest
 
-from tests.server.scenes import client_of, free_port, rows, server_process, settings_in, wait_for
+from tests.server.scenes import client_of, free_port, rows, server_answers, server_process, settings_in, wait_for
 from tunefork.server import Settings, Store
 from tunefork.server.store import Job
 
@@ -78,7 +78,8 @@ class Siege:
 
     def __init__(self, folder: Path, count: int, chance: random.Random) -> None:
         self.settings, self.count, self.chance, self.port = settings_in(folder), count, chance, free_port()
-        self.client = client_of(f"http://127.0.0.1:{self.port}/v1")
+        self.root = f"http://127.0.0.1:{self.port}"
+        self.client = client_of(f"{self.root}/v1")
         self.made: list[tuple[str, str]] = []
         self.killed = {"server": 0, "worker": 0, "both": 0}
         self._maker = threading.Thread(target=self._make, daemon=True)
@@ -118,7 +119,7 @@ class Siege:
     def kill(self) -> None:
         """Waits for a random instant, which may be in the middle of a start, and kills."""
         if self.chance.random() < 0.7:
-            wait_for(lambda: self.server.poll() is not None or self._answers(), 120)
+            wait_for(lambda: self.server.poll() is not None or server_answers(f"{self.root}/readyz"), 120)
         time.sleep(self.chance.uniform(0, 6))
         workers = self._workers()
         what = self.chance.choice(["server", "worker", "both"] if workers else ["server"])
@@ -143,12 +144,6 @@ class Siege:
             sturdy = [job.id for job in db.query(Job) if job.deaths < 2]
         store.close()
         return [int(words[0]) for words in lines if words[-1] in sturdy]
-
-    def _answers(self) -> bool:
-        try:
-            return httpx.get(f"http://127.0.0.1:{self.port}/readyz").status_code == 200
-        except httpx.TransportError:
-            return False
 
     def finished(self) -> bool:
         """Whether every job has ended; also those whose acknowledgement was lost on its way."""

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from tunefork.server.inference.rows import Sampling
-from tunefork.server.jobs.requests import Body
+from tunefork.server.inference.shapes import (
+    Audio,
+    Function,
+    Moderation,
+    Prediction,
+    Tool,
+    WebSearch,
+    check_list,
+    check_messages,
+)
+from tunefork.server.jobs.requests import Body, Metadata
 from tunefork.server.problems import ApiError
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Tokens = Annotated[int, Field(ge=0)]
 Stop = Annotated[str, Field(min_length=1)]
-_UNUSED = {  # OpenAI's service has these; here they change nothing, and a reply names those that were given
-    *("audio", "metadata", "moderation", "parallel_tool_calls", "prediction", "prompt_cache_key"),
-    *("prompt_cache_options", "prompt_cache_retention", "reasoning_effort", "safety_identifier", "service_tier"),
-    *("store", "suffix", "user", "verbosity", "web_search_options"),
-}
 
 
 class StreamOptions(Body):
@@ -30,6 +35,9 @@ class StreamOptions(Body):
 class Asked(Body):
     """What chat and legacy completions have in common. `null` is as if it were not given."""
 
+    UNUSED: ClassVar[tuple[str, ...]] = ("user",)
+    """What changes nothing here; it is checked, and a reply names what was given of it."""
+
     model: Annotated[str, Field(min_length=1)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -39,18 +47,14 @@ class Asked(Body):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: dict[str, Annotated[int, Field(ge=-100, le=100)]] | None = None
     max_tokens: Tokens | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
-    ignored: tuple[str, ...] = ()  # names of _UNUSED that were given
+    stop: Stop | Annotated[list[Stop], Field(min_length=1, max_length=4)] | None = None
+    user: str | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _set_aside(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        ignored = tuple(sorted(key for key in _UNUSED & given.keys() if given[key] is not None))
-        return {**{key: value for key, value in given.items() if key not in _UNUSED}, "ignored": ignored}
+    @property
+    def ignored(self) -> list[str]:
+        return sorted(name for name in self.UNUSED if getattr(self, name) is not None)
 
     @property
     def answers(self) -> int:
@@ -86,16 +90,37 @@ class Asked(Body):
 
 
 class ChatAsked(Asked):
+    UNUSED = (
+        *("audio", "metadata", "moderation", "parallel_tool_calls", "prediction", "prompt_cache_key", "user"),
+        *("prompt_cache_options", "prompt_cache_retention", "reasoning_effort", "safety_identifier", "service_tier"),
+        *("store", "verbosity", "web_search_options"),
+    )
+
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
-    functions: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None  # the older name of tools
+    functions: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=128)] | None = None  # as tools once were
     function_call: Literal["none", "auto"] | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
     modalities: list[Literal["text", "audio"]] | None = None
+
+    audio: Audio | None = None
+    metadata: Metadata | None = None
+    moderation: Moderation | None = None
+    parallel_tool_calls: bool | None = None
+    prediction: Prediction | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    safety_identifier: Annotated[str, Field(max_length=64)] | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
+    store: bool | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    web_search_options: WebSearch | None = None
 
     @property
     def top(self) -> int | None:
@@ -113,7 +138,10 @@ class ChatAsked(Asked):
         return [*(self.tools or ()), *({"type": "function", "function": f} for f in self.functions or ())]
 
     def check(self) -> None:
-        """Raises ApiError for what would be promised and not held."""
+        """Raises ApiError for what would be promised and not held, and for what cannot be meant."""
+        check_messages(self.messages)
+        check_list("tools", self.tools or (), lambda tool: Tool)
+        check_list("functions", self.functions or (), lambda function: Function)
         if self.top_logprobs is not None and not self.logprobs:
             message = "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled."
             raise ApiError(message, param="top_logprobs", code="invalid_value")
@@ -130,11 +158,14 @@ class ChatAsked(Asked):
 
 
 class TextAsked(Asked):
-    prompt: str | list[str] | list[int] | list[list[int]] | None = None
+    UNUSED = ("suffix", "user")
+
+    prompt: str | list[str] | list[int] | list[list[int]] | None
     max_tokens: Tokens | None = 16
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
     best_of: Annotated[int, Field(ge=0, le=20)] | None = None
+    suffix: str | None = None
 
     def check(self) -> None:
         """Raises ApiError for what would be promised and not held."""

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Auto = Literal["auto"]
 Text = Annotated[str, Field(max_length=512)]
+Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], Text], Field(max_length=16)]
 
 
 class Body(BaseModel):
@@ -90,7 +91,7 @@ class NewJob(Body):
     suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     integrations: Annotated[list[Integration], Field(max_length=5)] | None = None
-    metadata: Annotated[dict[Annotated[str, Field(max_length=64)], Text], Field(max_length=16)] | None = None
+    metadata: Metadata | None = None
     tunefork: Extension | None = None
 
     def chosen_method(self) -> dict[str, Any]:

@@ -57,7 +57,6 @@ def show_file(row: File) -> dict[str, Any]:
         "filename": row.filename,
         "purpose": row.purpose,
         "status": "processed",
-        "status_details": None,
     }
 
 

@@ -127,8 +127,8 @@ def list_jobs(
             query = query.where(Job.meta.is_(None))
         elif name.startswith("metadata[") and name.endswith("]"):
             key = name[len("metadata[") : -1]
-            if '"' in key or "\\" in key:  # sqlite has no way to write them in a path
-                message = "A key to filter by must have no quotes and no backslashes."
+            if not key or '"' in key or "\\" in key:  # sqlite has no way to write those two in a path
+                message = "A key to filter by must have a character, and no quotes and no backslashes."
                 raise ApiError(message, param="metadata", code="invalid_value")
             query = query.where(Job.meta[key].as_string() == value)
     with server.store.read() as db:

@@ -16,7 +16,7 @@ from starlette.datastructures import UploadFile
 
 from tunefork.server.auth import Caller
 from tunefork.server.blobs import chunks_at, chunks_of, write_blob
-from tunefork.server.problems import ApiError, not_found
+from tunefork.server.problems import ApiError, not_found, shown
 from tunefork.server.routes.files import (
     ExpiresAfter,
     ServerOf,
@@ -89,6 +89,8 @@ def create_upload(body: NewUpload, caller: Writer, server: ServerOf) -> dict[str
 async def create_part(upload_id: str, request: Request, caller: Writer, server: ServerOf) -> dict[str, Any]:
     await run_in_threadpool(_require_pending, server, upload_id, caller)
     async with request.form(max_files=1, max_fields=1) as form:
+        if unknown := next((name for name in form if name != "data"), None):
+            raise ApiError(f"Unknown parameter: '{shown(unknown)}'.", param=shown(unknown), code="unknown_parameter")
         data = form.get("data")
         if not isinstance(data, UploadFile):
             raise ApiError("Missing required parameter: 'data'.", param="data", code="missing_required_parameter")
