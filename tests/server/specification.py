@@ -61,7 +61,7 @@ SECONDS = 900
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("specification", type=Path)
-    parser.add_argument("--cases", type=int, default=100, help="fuzzed cases an operation, each right and wrong")
+    parser.add_argument("--cases", type=int, default=150, help="fuzzed cases an operation, each right and wrong")
     given = parser.parse_args()
     whole = yaml.load(given.specification.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
     served = {

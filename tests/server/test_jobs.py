@@ -70,6 +70,8 @@ def test_lists_filter_by_metadata(client: openai.OpenAI, file: str) -> None:
 def test_a_filter_that_cannot_be_meant_is_refused(client: openai.OpenAI, key: str) -> None:
     with pytest.raises(openai.BadRequestError, match="key to filter by"):
         client.fine_tuning.jobs.list(extra_query={f"metadata[{key}]": "x"})
+    with pytest.raises(openai.BadRequestError, match=r"metadata\[key\]=value"):
+        client.fine_tuning.jobs.list(extra_query={"metadata": key})
 
 
 def test_pause_resume_and_cancel(client: openai.OpenAI, file: str) -> None:

@@ -123,7 +123,10 @@ def list_jobs(
     """`metadata[k]=v` keeps jobs that have every such pair, `metadata=null` those that have none."""
     query = select(Job).where(Job.project_id == caller.project_id)
     for name, value in request.query_params.multi_items():
-        if name == "metadata" and value == "null":
+        if name == "metadata":
+            if value != "null":
+                message = "Invalid 'metadata': jobs are filtered by metadata[key]=value, or by metadata=null."
+                raise ApiError(message, param="metadata", code="invalid_value")
             query = query.where(Job.meta.is_(None))
         elif name.startswith("metadata[") and name.endswith("]"):
             key = name[len("metadata[") : -1]
