@@ -164,8 +164,13 @@ def test_a_look_at_text_is_its_loss_and_generates_nothing(tiny: Tiny, monkeypatc
     s = scene(tiny("llama"), "llama", TaskSection(name="generation"), rows([{"prompt": "Say", "answer": "no"}]))
     monkeypatch.setattr(type(s.model), "generate", None)
     rendered = [r for e in s.examples for r in s.renderer.render(e)]
-    metric, value, higher, _ = look_metrics(s.model, s.asking(), s.examples, rendered)
+    metric, value, higher, values = look_metrics(s.model, s.asking(), s.examples, rendered)
     assert (metric, higher) == ("loss", False)
+    batch = s.renderer.batch(rendered, learn=True)
+    likeliest = s.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.argmax(-1)
+    assert batch.targets is not None
+    learned = batch.targets != -100
+    assert values["token_accuracy"] == (likeliest == batch.targets)[learned].float().mean().item()
     assert 0 < value < 2 * math.log(len(s.renderer.tokenizer))
 
 

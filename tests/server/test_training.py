@@ -104,6 +104,8 @@ def test_the_result_file_is_base64_of_a_table(client: openai.OpenAI, done: Any) 
     assert [row["step"] for row in table] == ["1", "2", "3"]
     assert float(table[2]["valid_loss"]) > 0
     assert table[0]["valid_loss"] == ""
+    assert 0 <= float(table[0]["train_accuracy"]) <= float(table[2]["train_accuracy"]) <= 1
+    assert 0 <= float(table[2]["valid_mean_token_accuracy"]) <= 1
     plain = client.files.content(done.result_files[0], extra_headers={"Accept": "text/csv"}).read()
     assert plain == base64.b64decode(raw)
     assert client.files.retrieve(done.result_files[0]).purpose == "fine-tune-results"
@@ -115,6 +117,7 @@ def test_a_checkpoint_is_a_model_and_the_last_is_the_result(
     (checkpoint,) = client.fine_tuning.jobs.checkpoints.list(done.id)
     assert checkpoint.step_number == 3
     assert checkpoint.metrics.full_valid_loss is not None
+    assert checkpoint.metrics.full_valid_mean_token_accuracy is not None
     name = checkpoint.fine_tuned_model_checkpoint
     assert name == f"{done.fine_tuned_model}:ckpt-step-3"
     assert client.models.retrieve(name).id == name

@@ -16,7 +16,7 @@ from tunefork.evaluate.generate import Generated, answer_renderer, generate
 from tunefork.evaluate.prefix import can_share_prefix, prefix_scores
 from tunefork.render import Rendered, Renderer
 from tunefork.tasks.base import Example, Prediction, Task
-from tunefork.tasks.loss import normalised_scores, row_losses, row_scores
+from tunefork.tasks.loss import Hits, normalised_scores, row_losses, row_scores
 
 LOSS = "loss"
 UNGENERATED = (LOSS, "stopped")  # no text is generated for these alone: chats are long
@@ -78,7 +78,7 @@ def predict_examples(
         return _texts(model, asking, examples, pieces, generated, (*task.stop, *more_stops))
 
 
-def mean_loss(model: torch.nn.Module, asking: Asking, rendered: Sequence[Rendered]) -> float:
+def mean_loss(model: torch.nn.Module, asking: Asking, rendered: Sequence[Rendered], hits: Hits | None = None) -> float:
     """The loss training minimises, over all rows: sum of row losses / sum of row weights (nats a token, or a row).
 
     Rows that teach nothing (no label, no trained token) are left out. Raises DataError when there are no others.
@@ -87,7 +87,7 @@ def mean_loss(model: torch.nn.Module, asking: Asking, rendered: Sequence[Rendere
     if not teaching:
         raise DataError("A loss needs at least one row with a known answer. Received none. Try a labelled file.")
     with _evaluating(model):
-        pairs = _losses(model, asking, teaching)
+        pairs = _losses(model, asking, teaching, hits)
     return sum(loss for loss, _ in pairs) / sum(weight for _, weight in pairs)
 
 
@@ -96,14 +96,15 @@ def look_metrics(
 ) -> tuple[str, float, bool, Mapping[str, float]]:
     """A look at dev during training: (choosing metric, its value, whether higher is better, all metrics).
 
-    Candidates: the task's metrics. Text, chat and preference: the loss (lower is better), unless
-    the task's choosing metric is one of generated text. Rows without a right answer are left out. Raises DataError
-    when there are no others.
+    Candidates: the task's metrics. Text, chat and preference: the loss (lower is better), with how often the model was
+    right beside it, unless the task's choosing metric is one of generated text. Rows without a right answer are left
+    out. Raises DataError when there are no others.
     """
     task = asking.task
     if task.metric == LOSS:
-        loss = mean_loss(model, asking, rendered)
-        return LOSS, loss, False, {LOSS: loss}
+        hits = Hits()
+        loss = mean_loss(model, asking, rendered, hits)
+        return LOSS, loss, False, {LOSS: loss, **hits.taken()}
     known = [e for e in examples if e.gold is not None or e.golds or e.references or e.answer or e.messages]
     if not known:
         raise DataError("A metric needs at least one row with a known answer. Received none. Try a labelled file.")
@@ -206,14 +207,16 @@ def right_answer(example: Example) -> str | None:
     return None if example.answer is None else example.answer.strip()
 
 
-def _losses(model: torch.nn.Module, asking: Asking, rendered: Sequence[Rendered]) -> list[tuple[float, float]]:
+def _losses(
+    model: torch.nn.Module, asking: Asking, rendered: Sequence[Rendered], hits: Hits | None = None
+) -> list[tuple[float, float]]:
     """(summed loss, weight) of each."""
     found: list[tuple[float, float]] = [(0.0, 0.0)] * len(rendered)
     for group in _groups(asking, rendered):
         asking.check()
         batch = asking.renderer.batch([rendered[k] for k in group], learn=True).to(asking.device)
         with asking.compute():
-            losses = row_losses(model, batch)
+            losses = row_losses(model, batch, hits)
         for k, loss, weight in zip(group, losses.tolist(), batch.weights.tolist(), strict=True):
             found[k] = (loss, weight)
     return found

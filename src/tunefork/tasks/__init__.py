@@ -2,10 +2,11 @@
 
 from tunefork.tasks.base import Example, Message, Prediction, Statistic, Task, TaskInfo
 from tunefork.tasks.build import build_examples, list_tasks, make_task
-from tunefork.tasks.loss import normalised_scores, row_losses, row_scores
+from tunefork.tasks.loss import Hits, normalised_scores, row_losses, row_scores
 
 __all__ = [
     "Example",
+    "Hits",
     "Message",
     "Prediction",
     "Statistic",

@@ -15,20 +15,37 @@ from tunefork.errors import RecipeError
 IGNORED = -100
 
 
-def row_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+class Hits:
+    """How often the model was right, counted beside the loss: of target tokens, those that were its most likely ones;
+    of preferences, those whose preferred text gained more."""
+
+    def __init__(self) -> None:
+        self._name, self._right = "", list[torch.Tensor]()
+
+    def add(self, name: str, right: torch.Tensor) -> None:
+        self._name = name
+        self._right.append(right.detach())
+
+    def taken(self) -> dict[str, float]:
+        """The share since it was last taken, under its name; empty where nothing was counted."""
+        right, self._right = self._right, []
+        return {self._name: torch.cat(right).float().mean().item()} if right else {}
+
+
+def row_losses(model: torch.nn.Module, batch: Batch, hits: Hits | None = None) -> torch.Tensor:
     """fp32 [R]: a row's loss, summed over what its weight counts (trained tokens, or 1).
 
-    With `gold` it is the cross-entropy over candidates or classes; else that of the target tokens.
+    With `gold` it is the cross-entropy over candidates or classes; else that of the target tokens, or a preference's.
     """
     if batch.beta is not None:
-        return preference_losses(model, batch, batch.beta)
+        return preference_losses(model, batch, batch.beta, hits)
     if batch.gold is None:
-        sums, _ = _token_sums(model, batch)
+        sums, _ = _token_sums(model, batch, hits)
         return torch.zeros(batch.rows, device=sums.device).index_add(0, batch.row, -sums)
     return -row_scores(model, batch).gather(1, batch.gold[:, None]).squeeze(1)
 
 
-def preference_losses(model: torch.nn.Module, batch: Batch, beta: float) -> torch.Tensor:
+def preference_losses(model: torch.nn.Module, batch: Batch, beta: float, hits: Hits | None = None) -> torch.Tensor:
     """fp32 [R]: -log sigmoid(beta x (the preferred text's gain - the other's)), DPO (arXiv 2305.18290, equation 7).
 
     A text's gain is its log-probability, summed over its tokens, above that under the model without its adapter,
@@ -43,6 +60,8 @@ def preference_losses(model: torch.nn.Module, batch: Batch, beta: float) -> torc
         reference, _ = _token_sums(model, batch)
     model.train(training)
     gains = (sums - reference).view(batch.rows, 2)
+    if hits is not None:
+        hits.add("preference_accuracy", gains[:, 0] > gains[:, 1])
     return -torch.nn.functional.logsigmoid(beta * (gains[:, 0] - gains[:, 1]))
 
 
@@ -71,14 +90,17 @@ def normalised_scores(means: torch.Tensor, row: torch.Tensor, rows: int) -> torc
     return torch.log_softmax(table.index_put((row, place), means), dim=-1)
 
 
-def _token_sums(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def _token_sums(model: torch.nn.Module, batch: Batch, hits: Hits | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """[S] summed log-probability of the target tokens of each sequence, and how many there are."""
     if batch.targets is None:
         raise ValueError("a batch without targets, options or a head has no loss")
     wanted = batch.targets != IGNORED
     sequence, position = wanted.nonzero(as_tuple=True)  # N target tokens
     logits = logits_at(model, batch, sequence, position)
-    each = torch.nn.functional.cross_entropy(logits, batch.targets[sequence, position], reduction="none")
+    targets = batch.targets[sequence, position]
+    if hits is not None:
+        hits.add("token_accuracy", logits.argmax(-1) == targets)
+    each = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     sums = torch.zeros(len(wanted), device=each.device).index_add(0, sequence, -each)
     return sums, wanted.sum(1)
 

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tunefork.models.base import has_trained_head
 from tunefork.recipe import Reason, Recipe, all_paths, dump_recipe, load_recipe, make_recipe
 from tunefork.report import render_report
 from tunefork.run import RunFolder
-from tunefork.tasks import row_losses
+from tunefork.tasks import Hits, row_losses
 from tunefork.train.checkpoint import Loaded, environment, load_newest
 from tunefork.train.forecast import Forecast, forecast
 from tunefork.train.interrupt import Interrupt
@@ -277,18 +278,24 @@ def _train(
     }
     objective = make_objective(recipe.zo.objective, asking, job.rendered["train"])
     method = make_method(model, recipe, run.trajectory_path, about, objective)
+    hits = Hits()
+    loss = partial(row_losses, hits=hits) if method.info.needs_backward else row_losses  # probes are not the model
+
+    def with_hits(event: Event) -> None:
+        on_event(replace(event, values={**event.values, **hits.taken()}) if event.kind == "step" else event)
+
     trained = train(
         run=run,
         recipe=recipe,
         steps=job.resolved.steps,
         model=model,
         method=method,
-        loss=row_losses,
+        loss=loss,
         renderer=job.renderer,
         rows=job.rendered["train"],
         look=(lambda model, _: look_metrics(model, asking, dev, job.rendered["dev"])) if dev else None,
         resume=resumed,
-        on_event=on_event,
+        on_event=with_hits,
         interrupt=interrupt,
     )
     return method.finish(), trained

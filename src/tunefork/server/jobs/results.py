@@ -17,9 +17,10 @@ FINAL = "run/model"
 Metrics = dict[int, dict[str, float]]
 """step -> train_loss, train_mean_token_accuracy, full_valid_loss, full_valid_mean_token_accuracy, as far as known."""
 
-_NAMES = {
-    "step": {"loss": "train_loss", "token_accuracy": "train_mean_token_accuracy"},
-    "look": {"loss": "full_valid_loss", "token_accuracy": "full_valid_mean_token_accuracy"},
+_RIGHT = ("token_accuracy", "preference_accuracy")  # a task has one of the two
+_NAMES = {  # kind of an entry of a run's log -> its values under OpenAI's names
+    kind: {"loss": f"{start}_loss", **dict.fromkeys(_RIGHT, f"{start}_mean_token_accuracy")}
+    for kind, start in {"step": "train", "look": "full_valid"}.items()
 }
 _COLUMNS = {  # column of the result file -> metric
     "train_loss": "train_loss",
