@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -113,6 +114,16 @@ def test_a_seed_decides_whoever_else_is_served(client: openai.OpenAI) -> None:
     assert together == alone * 2
     assert len({text for (text,) in alone}) == 6
     assert texts(said(client)) != texts(said(client))
+
+
+def test_a_model_that_many_ask_first_at_once_computes_as_ever(tmp_path: Path, client: openai.OpenAI) -> None:
+    """transformers changes torch's default dtype while it builds a model: two threads that do may leave it so."""
+    expected = texts(said(client, temperature=0, max_tokens=4))
+    for attempt in range(3):
+        with serving(settings_in(tmp_path / str(attempt))) as url, ThreadPoolExecutor(24) as pool:
+            asked = [pool.submit(said, client_of(url), temperature=0, max_tokens=4) for _ in range(24)]
+            assert [texts(one.result()) for one in asked] == [expected] * 24
+        assert torch.get_default_dtype() == torch.float32
 
 
 def test_an_answer_is_longer_than_a_slice(client: openai.OpenAI) -> None:

@@ -6,6 +6,7 @@ longest answer, and nobody is computed for who has ended.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -95,25 +96,30 @@ class Engine:
         self._pool = ThreadPoolExecutor(1, "inference")
         self._closing = False
 
-    def voice(self, served: Served) -> Voice:
-        """Raises the errors of models that cannot be read."""
-        key = served.folder or served.base
+    async def voice(self, served: Served) -> Voice:
+        """Raises the errors of models that cannot be read, and ApiError (503) where the server is about to stop."""
         with self._lock:
-            found = self._voices.get(key)
-        if found is None:
-            found = Voice(served)
-            with self._lock:
-                self._voices[key] = found
-                while len(self._voices) > _VOICES:
-                    self._voices.popitem(last=False)
+            if self._closing:
+                raise _overloaded()
+            found = self._voices.get(served.folder or served.base)
+            made = None if found else self._pool.submit(self._voice, served)
+        return found or await asyncio.wrap_future(made)  # type: ignore[arg-type]
+
+    def _voice(self, served: Served) -> Voice:
+        """On the thread that computes: while transformers builds a model, it changes the default dtype of all."""
+        key = served.folder or served.base
+        found = self._voices.get(key) or Voice(served)
+        with self._lock:
+            self._voices[key] = found
+            while len(self._voices) > _VOICES:
+                self._voices.popitem(last=False)
         return found
 
     def submit(self, rows: Sequence[Row], voice: Voice, renderer: Renderer) -> None:
         """Each row's `tell` hears its pieces, from another thread. Raises ApiError (503) where too many wait."""
         with self._lock:
             if self._closing or len(self._queue) + len(rows) > self.settings.waiting_rows:
-                message = "The server is overloaded, or about to stop. Try again in a moment."
-                raise ApiError(message, status=503, type="server_error", code="service_unavailable")
+                raise _overloaded()
             self._queue.extend(_Waiting(row, voice, renderer) for row in rows)
             self._wake()
 
@@ -152,23 +158,26 @@ class Engine:
                     self._wake()
 
     def _gather(self) -> list[_Waiting]:
-        """The oldest row and its company, in their order; as many as fit a batch and the adapters in memory."""
+        """The oldest row and its company; as many as fit a batch and the adapters in memory.
+
+        Those over one adapter come together: every adapter in a batch costs, a row more over the same one hardly.
+        """
         taken: list[_Waiting] = []
-        kept: list[_Waiting] = []
         over: set[Path | None] = {None}
         with self._lock:
-            for waiting in self._queue:
-                fits = not taken or (
+            rows = [waiting for waiting in self._queue if not waiting.row.done]
+            oldest: dict[Path | None, int] = {}
+            for place, waiting in enumerate(rows):
+                oldest.setdefault(waiting.over, place)
+            for waiting in sorted(rows, key=lambda waiting: oldest[waiting.over]):
+                if not taken or (
                     waiting.company == taken[0].company
                     and len(taken) < self.settings.batch_rows
                     and len(over | {waiting.over}) - 1 <= self.settings.adapters_in_memory
-                )
-                if waiting.row.done:
-                    continue
-                (taken if fits else kept).append(waiting)
-                if fits:
+                ):
+                    taken.append(waiting)
                     over.add(waiting.over)
-            self._queue = deque(kept)
+            self._queue = deque(waiting for waiting in rows if waiting not in taken)
         return taken
 
     def _extend(self, batch: list[_Waiting]) -> None:
@@ -211,6 +220,11 @@ class Engine:
         self._hosts.pop((str(folder), False), None)
         for host in self._hosts.values():
             host.evict(folder)
+
+
+def _overloaded() -> ApiError:
+    message = "The server is overloaded, or about to stop. Try again in a moment."
+    return ApiError(message, status=503, type="server_error", code="service_unavailable")
 
 
 def _logged(done: Future[None]) -> None:

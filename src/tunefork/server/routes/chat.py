@@ -19,7 +19,7 @@ from tunefork.server.inference.answers import Answers, head, room_for
 from tunefork.server.inference.engine import Voice
 from tunefork.server.inference.requests import ChatAsked
 from tunefork.server.inference.rows import Piece, Token
-from tunefork.server.models import resolve_model
+from tunefork.server.models import Served, resolve_model
 from tunefork.server.problems import ApiError
 from tunefork.server.state import Server, server_of
 
@@ -31,7 +31,7 @@ ServerOf = Annotated[Server, Depends(server_of)]
 @router.post("")
 async def create_chat_completion(body: ChatAsked, request: Request, caller: Asker, server: ServerOf) -> Any:
     body.check()
-    voice = await run_in_threadpool(voice_of, server, body.model, caller)
+    voice = await voice_of(server, body.model, caller)
     prompt = await run_in_threadpool(_prompt, voice, body)
     room = room_for(voice, prompt, "messages")
     answers = Answers(voice, "chat")
@@ -77,11 +77,14 @@ async def create_chat_completion(body: ChatAsked, request: Request, caller: Aske
     return {**start, "choices": choices, "usage": answers.usage}
 
 
-def voice_of(server: Server, model: str, caller: Caller) -> Voice:
+async def voice_of(server: Server, model: str, caller: Caller) -> Voice:
     """How the model of this name is asked. Raises ApiError (404) where there is none for the caller."""
+    return await server.engine.voice(await run_in_threadpool(_served, server, model, caller))
+
+
+def _served(server: Server, model: str, caller: Caller) -> Served:
     with server.store.read() as db:
-        served = resolve_model(db, server.settings, model, caller.project_id)
-    return server.engine.voice(served)
+        return resolve_model(db, server.settings, model, caller.project_id)
 
 
 def renderer_of(voice: Voice, task: str) -> Renderer:

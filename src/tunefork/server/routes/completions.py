@@ -26,7 +26,7 @@ ServerOf = Annotated[Server, Depends(server_of)]
 @router.post("")
 async def create_completion(body: TextAsked, request: Request, caller: Asker, server: ServerOf) -> Any:
     body.check()
-    voice = await run_in_threadpool(voice_of, server, body.model, caller)
+    voice = await voice_of(server, body.model, caller)
     prompts = await run_in_threadpool(lambda: [_ids(voice, prompt) for prompt in body.prompts])
     answers = Answers(voice, "generation")
     read = bool(body.echo) and body.logprobs is not None
