@@ -5,19 +5,24 @@ from __future__ import annotations
 import errno
 import json
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import openai
 import pytest
+from sqlalchemy import update
 
 from tests.server.scenes import client_of, rows, serving, settings_in, wait_for
 from tunefork.errors import RunError
 from tunefork.files import FolderLock
 from tunefork.server import Settings, Store, serve
+from tunefork.server.jobs.states import claim, move
+from tunefork.server.store import Job
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +60,70 @@ def test_many_uploads_at_once_are_all_kept(url: str) -> None:
     def put(number: int) -> str:
         return client.files.create(file=(f"{number}", b"%d" % number), purpose="user_data").id
 
-    with ThreadPoolExecutor(20) as pool:
-        ids = list(pool.map(put, range(60)))
+    with ThreadPoolExecutor(200) as pool:
+        ids = list(pool.map(put, range(200)))
     listed = {file.id for file in client.files.list(purpose="user_data", limit=7)}
     assert set(ids) == listed
     assert all(client.files.content(id).read() == b"%d" % n for n, id in enumerate(ids))
+
+
+def test_slow_clients_keep_nobody_waiting(url: str) -> None:
+    """They send half a header, or half a file, or do not read their answer; meanwhile others are served."""
+    place, client = urlsplit(url), client_of(url)
+    address = (place.hostname or "", place.port or 0)
+    asked = {"model": "fork-tiny", "messages": [{"role": "user", "content": "Hi"}], "stream": True, "max_tokens": 8}
+    body = json.dumps(asked).encode()
+    json_head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
+    form_head = f"POST /v1/files HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Length: 100000\r\n"
+    form_head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+    whole = f"{json_head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    with ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(120)]
+        for number, connection in enumerate(slow):
+            connection.sendall((json_head.encode(), form_head.encode(), whole)[number % 3])
+        for _ in range(3):
+            for connection in slow[1::3]:
+                connection.sendall(b"x")  # and one byte more
+            started = time.monotonic()
+            assert client.files.create(file=b"x", purpose="vision").bytes == 1
+            assert client.models.retrieve("fork-tiny").id == "fork-tiny"
+            assert time.monotonic() - started < 5
+        for connection in slow[2::3]:  # who reads late reads all of it
+            reply = b""
+            while b"data: [DONE]" not in reply:
+                piece = connection.recv(1000)
+                assert piece, reply
+                reply += piece
+
+
+def test_a_clock_that_jumps_changes_no_order_and_no_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    day, shift, real = 86_400, [0], time.time
+    monkeypatch.setattr(time, "time", lambda: real() + shift[0])
+    settings = settings_in(tmp_path / "data")
+    with serving(settings) as url:
+        client, made = client_of(url), []
+        for shift[0] in (0, day, -day, 0):
+            made.append(client.files.create(file=("t.jsonl", rows()), purpose="fine-tune").id)
+        assert [file.id for file in client.files.list(limit=2)] == made[::-1]
+        upload = client.uploads.create(filename="a", bytes=1, mime_type="text/plain", purpose="batch")
+        shift[0] = -day
+        part = client.uploads.parts.create(upload.id, data=b"x")
+        assert client.uploads.complete(upload.id, part_ids=[part.id]).status == "completed"
+        jobs = [client.fine_tuning.jobs.create(model="fork-tiny", training_file=id).id for id in made]
+        wait_for(lambda: {j.status for j in client.fine_tuning.jobs.list()} == {"queued"})
+        assert [job.id for job in client.fine_tuning.jobs.list(limit=2)] == jobs[::-1]
+    store, started = Store(settings), []
+    with store.write() as db:
+        for job, key in zip(jobs, ("ann", "ann", "bob", "bob"), strict=True):
+            db.execute(update(Job).where(Job.id == job).values(key_id=key))
+    for shift[0] in (day, 0, 2, 4):  # ann's first start is, so it seems, tomorrow's
+        with store.write() as db:
+            claimed = claim(db)
+            assert claimed is not None
+            move(db, claimed[0], "cancelled")
+        started.append(jobs.index(claimed[0]))
+    store.close()
+    assert started == [0, 2, 1, 3]
 
 
 def test_parts_at_once_and_two_completions(url: str) -> None:

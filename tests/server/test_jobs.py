@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -71,7 +72,7 @@ def test_a_filter_that_cannot_be_meant_is_refused(client: openai.OpenAI, key: st
     with pytest.raises(openai.BadRequestError, match="key to filter by"):
         client.fine_tuning.jobs.list(extra_query={f"metadata[{key}]": "x"})
     with pytest.raises(openai.BadRequestError, match=r"metadata\[key\]=value"):
-        client.fine_tuning.jobs.list(extra_query={"metadata": key})
+        client.fine_tuning.jobs.list(extra_query={"metadata": key or "x"})
 
 
 def test_pause_resume_and_cancel(client: openai.OpenAI, file: str) -> None:
@@ -184,6 +185,20 @@ def test_too_few_examples_and_the_wrong_method(client: openai.OpenAI, file: str)
     )
     job = settled(client, client.fine_tuning.jobs.create(model="fork-tiny", training_file=preference.id).id)
     assert "is not using 'dpo' as the training method (provided method=supervised)" in job.error.message
+
+
+def test_what_a_job_reads_is_its_own_until_it_has_ended(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path / "data")
+    with serving(settings) as url:
+        client = client_of(url)
+        ids = [client.files.create(file=("t.jsonl", rows(n)), purpose="fine-tune").id for n in (10, 5)]
+        jobs = [client.fine_tuning.jobs.create(model="fork-tiny", training_file=id).id for id in ids]
+        for id in ids:
+            client.files.delete(id)
+        assert [settled(client, id).status for id in jobs] == ["queued", "failed"]  # both were read
+    with serving(settings) as url:
+        wait_for(lambda: not list((settings.jobs_path / jobs[1]).glob("*.jsonl")))
+        assert (settings.jobs_path / jobs[0] / "train.jsonl").read_bytes() == rows(10)
 
 
 def test_a_file_must_be_for_training(client: openai.OpenAI) -> None:

@@ -8,6 +8,7 @@ import time
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.exc import OperationalError
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunefork.server.auth import identify
@@ -98,6 +99,8 @@ def _problem(error: Exception) -> ApiError:
     """What a client hears of an error that no route has foreseen."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, ClientDisconnect):
+        return ApiError("The client went away.", status=499)
     if disk_is_full(error):
         message = "The server's disk is full; nothing was kept of this request. Try again when there is room."
         return ApiError(message, status=507, type="server_error", code="insufficient_storage")

@@ -1,6 +1,6 @@
 """A job's folder: what it is trained on, its run, its models, and its row, from which `--recover` reads it back.
 
-train.jsonl, valid.jsonl   links to the content of its files
+train.jsonl, valid.jsonl   links to the content of its files, until it has ended
 job.json                   the row
 run/                       the run
 models/                    checkpoints (`step-00000120`), ready to be served; the result is the run's own model
@@ -23,7 +23,7 @@ from tunefork.server.settings import Settings
 from tunefork.server.store import File, Job, Row, Store, now
 
 R = TypeVar("R", bound=Row)
-KEPT = "job.json"
+KEPT, TRAIN, VALID = "job.json", "train.jsonl", "valid.jsonl"
 
 
 def job_folder(settings: Settings, id: str) -> Path:

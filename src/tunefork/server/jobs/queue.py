@@ -18,9 +18,20 @@ from sqlalchemy.orm import Session
 
 from tunefork.errors import TuneforkError
 from tunefork.server.blobs import remove_blob
-from tunefork.server.jobs.keep import job_folder, keep_row
+from tunefork.server.jobs.keep import TRAIN, VALID, job_folder, keep_row
 from tunefork.server.jobs.recipes import resolve_hyperparameters
-from tunefork.server.jobs.states import FAILED, PAUSED, PAUSING, QUEUED, RUNNING, VALIDATING, claim, move, tell
+from tunefork.server.jobs.states import (
+    FAILED,
+    FINISHED,
+    PAUSED,
+    PAUSING,
+    QUEUED,
+    RUNNING,
+    VALIDATING,
+    claim,
+    move,
+    tell,
+)
 from tunefork.server.jobs.validation import MIN_EXAMPLES, check_file
 from tunefork.server.settings import Settings
 from tunefork.server.store import ROOM, File, Job, Store, Upload, now
@@ -117,11 +128,11 @@ class JobQueue:
         with self.store.read() as db:
             job = db.scalars(select(Job).where(Job.id == id)).one()
         folder, kind = job_folder(self.settings, id), job.method["type"]
-        report = check_file(folder / "train.jsonl", "training")
+        report = check_file(folder / TRAIN, "training")
         error = report.error(job.training_file, kind, MIN_EXAMPLES)
         problems = report.problems
         if error is None and job.validation_file:
-            valid = check_file(folder / "valid.jsonl", "validation")
+            valid = check_file(folder / VALID, "validation")
             error, problems = valid.error(job.validation_file, kind, 1), valid.problems
         with self.store.write() as db:
             if error is not None:
@@ -219,7 +230,7 @@ class JobQueue:
             keep_row(self.settings, job)
 
     def _sweep(self) -> None:
-        """Deletes files that have expired, and the parts of uploads that are no longer pending."""
+        """Deletes files that have expired, parts of uploads that are no longer pending, and what ended jobs read."""
         parts = self.settings.parts_path
         held = [folder.name for folder in parts.iterdir()] if parts.is_dir() else []  # before their rows are read
         with self.store.write() as db:
@@ -232,6 +243,13 @@ class JobQueue:
             remove_blob(self.settings.blobs_path / id)
         for name in set(held) - pending:
             shutil.rmtree(parts / name, ignore_errors=True)
+        read = [path for name in (TRAIN, VALID) for path in self.settings.jobs_path.glob(f"*/{name}")]
+        ended = select(Job.id).where(Job.status.in_(FINISHED), Job.id.not_in(self.workers))
+        with self.store.read() as db:
+            over = set(db.scalars(ended.where(Job.id.in_({path.parent.name for path in read}))))
+        for path in read:
+            if path.parent.name in over:
+                path.unlink(missing_ok=True)
 
 
 def _how(code: int) -> str:

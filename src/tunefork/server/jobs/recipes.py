@@ -10,6 +10,7 @@ from typing import Any
 from tunefork.methods import method_info
 from tunefork.recipe import Recipe, make_recipe
 from tunefork.recipe.resolve import _learning_rate as automatic_learning_rate
+from tunefork.server.jobs.keep import TRAIN, VALID
 from tunefork.server.settings import Settings
 from tunefork.server.store import Job
 
@@ -86,13 +87,13 @@ def recipe_of(job: Job, settings: Settings, folder: Path, parameters: int) -> Re
     rate, _ = automatic_learning_rate(kind, parameters)
     rate *= 0.1 if task == "preference" else 1.0
     every = _every(job.method["examples"], chosen["batch_size"], chosen["n_epochs"], train.get("max_steps"))
-    valid = folder / "valid.jsonl"
+    valid = folder / VALID
     return make_recipe(
         {
             "model": {**section, "kind": "causal"},
             "task": {"name": task, "beta": chosen["beta"]} if task == "preference" else task,
             "data": {
-                "train": str(folder / "train.jsonl"),
+                "train": str(folder / TRAIN),
                 **({"dev": str(valid)} if job.validation_file else {"dev_fraction": 1e-9}),
                 "layout": layout,
                 "test_fraction": 0.0,

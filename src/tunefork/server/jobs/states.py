@@ -54,8 +54,8 @@ def claim(db: Session, exclude: Collection[str] = ()) -> tuple[str, int] | None:
     """The next job that may run, moved to `running`: (id, attempt). None when there is none.
 
     Those in `exclude` wait: their former worker has not ended yet. Keys take turns: first the one with fewest jobs
-    running, then the one whose last start is longest ago; of one key's jobs the oldest. A start that lies ahead, since
-    the clock was put back, counts as of now.
+    running, then the one whose last start is longest ago; of one key's jobs the oldest. Every start is told to
+    be later than those before it, whatever the clock did.
     """
     running: dict[str, int] = dict(
         db.execute(select(Job.key_id, func.count()).where(Job.status == RUNNING).group_by(Job.key_id)).tuples().all()
@@ -64,10 +64,10 @@ def claim(db: Session, exclude: Collection[str] = ()) -> tuple[str, int] | None:
         db.execute(select(Job.key_id, func.max(Job.started_at)).group_by(Job.key_id)).tuples().all()
     )
     waiting = db.execute(select(Job.id, Job.key_id, Job.attempt).where(Job.status == QUEUED).order_by(Job.seq)).all()
-    time = now()
-    for row in sorted(waiting, key=lambda r: (running.get(r.key_id, 0), min(started[r.key_id] or 0, time))):
+    last = max((time or 0 for time in started.values()), default=0)
+    for row in sorted(waiting, key=lambda r: (running.get(r.key_id, 0), started[r.key_id] or 0)):
         if row.id not in exclude and move(db, row.id, RUNNING, attempt=row.attempt):
-            values = {"attempt": row.attempt + 1, "started_at": now()}
+            values = {"attempt": row.attempt + 1, "started_at": max(now(), last + 1)}
             db.execute(update(Job).where(Job.id == row.id).values(values))
             return row.id, row.attempt + 1
     return None

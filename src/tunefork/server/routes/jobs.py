@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from tunefork.errors import RecipeError
 from tunefork.server.auth import Caller, allowed
 from tunefork.server.blobs import link_content
-from tunefork.server.jobs.keep import keep_row
+from tunefork.server.jobs.keep import TRAIN, VALID, keep_row
 from tunefork.server.jobs.recipes import METHODS, check_extension
 from tunefork.server.jobs.requests import NewJob
 from tunefork.server.jobs.show import show_checkpoint, show_event, show_job
@@ -82,10 +82,10 @@ def _add(server: Server, row: Job) -> None:
     """Gives the job its files, whoever deletes them later, then its row, which is also kept in its folder."""
     settings = server.settings
     folder = settings.jobs_path / row.id
-    link_content(settings.blobs_path / row.training_file, folder / "train.jsonl")
+    link_content(settings.blobs_path / row.training_file, folder / TRAIN)
     files = f"Validating training file: {row.training_file}"
     if row.validation_file:
-        link_content(settings.blobs_path / row.validation_file, folder / "valid.jsonl")
+        link_content(settings.blobs_path / row.validation_file, folder / VALID)
         files += f" and validation file: {row.validation_file}"
     with server.store.write() as db:
         db.add(row)
