@@ -93,12 +93,14 @@ def _mended(node: Any) -> Any:
 
 
 def _freed(specification: Json) -> Json:
-    """Without what it contradicts itself in."""
+    """Without what no server can hold: where it contradicts itself, or tells apart what is the same in a URL."""
     files = specification["components"]["schemas"]["OpenAIFile"]["properties"]
     files["purpose"]["enum"].append("evals")  # which a file may be created with
-    content = specification["paths"].get("/files/{file_id}/content")
-    if content:  # bytes as they came, said to be a string of JSON
-        content["get"]["responses"]["200"]["content"] = {"application/octet-stream": {}}
+    content = specification["paths"]["/files/{file_id}/content"]["get"]["responses"]["200"]
+    content["content"] = {"application/octet-stream": {}}  # bytes as they came, said to be a string of JSON
+    for parameter in specification["paths"]["/fine_tuning/jobs"]["get"]["parameters"]:
+        if parameter["name"] == "metadata":  # a number in a URL is as good a text as any
+            parameter["schema"]["anyOf"][0]["additionalProperties"] = {}
     return specification
 
 
