@@ -189,6 +189,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_stops_what_is_new_and_loses_nothing(
     small_disk: Path, undisturbed: tuple[bytes, str]
 ) -> None:
