@@ -135,7 +135,5 @@ def test_everything_else_lies_where_it_is_said(tmp_path: Path) -> None:
         run.write_report("<html>")
         assert run.write_predictions("test.jsonl", "{}\n").read_text() == "{}\n"
         assert run.write_error("Traceback ж").read_text(encoding="utf-8") == "Traceback ж"
-        run.write_recipe("task: mr\n")
     expected = {".lock", "checkpoints", "error.log", "log.jsonl", "predictions", "recipe.yaml", "report.html"}
     assert {p.name for p in run.path.iterdir()} == expected
-    assert run.recipe_path.read_text() == "task: mr\n"

@@ -166,11 +166,6 @@ class RunFolder:
         if not self.log_path.exists() or data != self.log_path.read_bytes():
             write_atomic(self.log_path, data)
 
-    def write_recipe(self, recipe: str) -> None:
-        """Replaces the recipe (YAML text): a resumed run may go on for more steps than it was begun with."""
-        self.require_writable()
-        write_atomic(self.recipe_path, recipe)
-
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes result.json, which finishes the run. `schema` is added; numbers that are not finite become null."""
         self.require_writable()

@@ -73,9 +73,36 @@ def test_each_planted_fault_is_found() -> None:
 def test_thresholds_turn_warnings_into_errors(section: DataSection, code: str, level: str) -> None:
     train = items("train", *varied("train", 7), ("", "a"), ("same", "a"), ("same", "b"))
     test = items("test", ("train text number 0", "a"), ("train text number 1.", "b"), ("c", "a"), ("d", "b"))
+    section = section.model_copy(update={"test": "test.csv"})
     finding = found(check_items(train, [], test, section, labels_expected=True), code)
     assert finding.level == level
     assert ("allows" in finding.advice) == (level == "error")
+
+
+def test_splits_carved_from_one_file_are_judged_as_one() -> None:
+    """One bad row of 400 is one of 400, also where it falls into a test split of 80."""
+    train, dev = items("train", *varied("train", 280)), items("dev", *varied("dev", 40))
+    test = items("test", ("", "a"), *varied("test", 79))
+    carved = check_items(train, dev, test, DataSection(train="a.csv"), labels_expected=True)
+    assert (found(carved, "empty-text").level, found(carved, "empty-text").split) == ("warning", "test")
+    given = check_items(train, dev, test, DataSection(train="a.csv", test="b.csv"), labels_expected=True)
+    assert found(given, "empty-text").level == "error"
+    assert "1.2% of 80 rows" in found(given, "empty-text").advice
+
+
+def test_doubtful_labels_are_said() -> None:
+    names = ("good", "Good", "GOOD", "bad", "None", "n/a")
+    train = items("train", *((f"text {i}", names[i % 6]) for i in range(60)))
+    findings = check_items(train, [], [], DataSection(), labels_expected=True)
+    similar = found(findings, "similar-labels")
+    assert (similar.level, similar.count) == ("warning", 30)
+    assert "`GOOD`, `Good`, `good`" in similar.message
+    assert "--labels 'GOOD=good,Good=good,good=good,…'" in similar.advice
+    assert [f.count for f in findings if f.code == "empty-label"] == [10, 10]
+    named = DataSection(labels={name: name for name in (*names, "other")})
+    findings = check_items(train, [], [], named, labels_expected=True)
+    assert faults(findings) == {("", "absent-label"): 1}
+    assert "`other`, which no row carries" in found(findings, "absent-label").message
 
 
 def test_without_labels_only_texts_are_compared() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.test_text_files import found, written
-from tunefork.data import Row, Splits, label_text, load_splits
+from tunefork.data import Row, Splits, label_text, load_splits, normalised_form
 from tunefork.data.split import draw, draw_groups, shuffled
 from tunefork.errors import DataError
 from tunefork.recipe import DataSection
@@ -31,6 +31,18 @@ def test_a_draw_is_exact_and_within_one_row_of_each_share(labels: list[str], sha
     counts = Counter(labels[i] for i in taken)
     for label, count in Counter(labels).items():
         assert abs(counts[label] - size * count / len(labels)) < 1
+
+
+@given(st.lists(st.tuples(st.sampled_from("aab"), st.integers(0, 30)), min_size=8, max_size=60), SEEDS)
+def test_a_draw_of_sets_parts_none_and_is_near(pairs: list[tuple[str, int]], seed: int) -> None:
+    together = [number for _, number in pairs]
+    labels = [dict(reversed([(n, label) for label, n in pairs]))[number] for number in together]  # the first one's
+    size = round(0.3 * len(pairs))
+    taken = draw(labels, size, seed, "test", together=together)
+    inside, outside = ({together[i] for i in part} for part in (taken, set(range(len(pairs))) - set(taken)))
+    assert not inside & outside
+    largest = max(Counter(together).values())
+    assert abs(len(taken) - size) <= largest * len(set(labels))
 
 
 @given(LABELS, st.floats(0, 1), SEEDS)
@@ -173,8 +185,32 @@ def test_three_rows_are_enough(tmp_path: Path) -> None:
 
 def test_one_row_a_label_cannot_be_stratified(tmp_path: Path) -> None:
     path = table(tmp_path, 30, label=lambda i: i)
-    with pytest.raises(DataError, match="with some of each label left"):
+    with pytest.raises(DataError, match=r"30 rows carry 30 different labels.*text and label swapped"):
         load_splits(DataSection(train=path), 0, label_of)
+
+
+def texts_of(row: Row) -> list[str]:
+    return [row.values["text"]]
+
+
+@pytest.mark.parametrize("group", [None, "who"])
+def test_equal_texts_are_never_parted(tmp_path: Path, group: str | None) -> None:
+    """Every eighth text stands there three times, written a little otherwise; the groups alone would part them."""
+    forms = [str, str.upper, lambda text: f"{text}!"]
+    text = lambda i: forms[i // 50 % 3](f"row {i % 50 if i % 8 == 0 else i}")  # noqa: E731
+    path = table(tmp_path, 150, text=text, who=lambda i: i // 2)
+    splits, _ = load_splits(DataSection(train=path, group_field=group), 0, label_of, texts_of)
+    inside = [{normalised_form(row.values["text"]) for row in part} for part in (splits.train, splits.dev, splits.test)]
+    assert not (inside[0] & inside[1] or inside[0] & inside[2] or inside[1] & inside[2])
+    assert sum(map(len, lines(splits))) == 150
+    assert 10 <= len(splits.dev) <= 20
+    assert 25 <= len(splits.test) <= 35
+    assert "equal texts together" in splits.origin["test"]
+
+
+def test_where_all_texts_are_one_the_rows_are_split_all_the_same(tmp_path: Path) -> None:
+    splits, _ = load_splits(DataSection(train=table(tmp_path, 20, text=lambda i: "a")), 0, None, texts_of)
+    assert [len(part) for part in lines(splits)] == [14, 2, 4]
 
 
 def test_one_group_cannot_be_split(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """One Recipe, equal from YAML, flags or Python; what cannot be meant is refused with a sentence."""
 
+import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -100,13 +102,32 @@ def test_labels_survive_yaml(labels: dict[str, str]) -> None:
         ({"model": "x"}, "`task` must be given"),
         ({"task": {"prompt": "x"}}, "`task.name` must be given"),
         ({"task": "sst2", "evaluate": {"baselines": ["majorty"]}}, "Did you mean `majority`?"),
+        ({"task": "sst2", "data": {"trian": "a.csv"}}, "Did you mean `train`?"),
+        ({"task": "sst2", "data": {"fields": {"text": None}}}, "`data.fields.text` must be text. Received None."),
+        ({"task": "sst2", "train": {"max_steps": 1.5}}, "`train.max_steps` must be a whole number. Received 1.5."),
+        ({"task": "sst2", "train": {"betas": [0.9, 0.9, 0.9]}}, "`train.betas` must have at most 2 items"),
+        ({"task": "sst2", "train": {"activation_checkpointing": "maybe"}}, "must be true or false. Received 'maybe'."),
+        ({"task": "sst2", "adapter": {"targets": 5}}, "`adapter.targets` must be a list. Received 5."),
     ],
 )
-def test_what_cannot_be_meant_is_refused(tree: dict[str, object], says: str) -> None:
+@pytest.mark.parametrize("make", [make_recipe, lambda tree: Recipe(**tree)], ids=["mapping", "class"])
+def test_what_cannot_be_meant_is_refused(make: Callable[..., Recipe], tree: dict[str, object], says: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        make_recipe(tree)
+        make(tree)
     assert says in str(caught.value)
-    assert "\n    " not in str(caught.value)
+    assert not re.search("\n    |pydantic|[Ii]nput should|valid (string|int|num|dict|tuple|list)", str(caught.value))
+
+
+def test_every_problem_of_a_recipe_is_said_at_once() -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe(task="sst2", data={"trian": "x"}, seed=-1)  # type: ignore[arg-type]
+    lines = str(caught.value).split("\n")
+    assert lines[0] == "`data.trian` is not a key of the recipe. Did you mean `train`?"
+    assert lines[1].startswith("`seed` must be greater than or equal to 0. Received -1.")
+
+
+def test_an_empty_value_is_empty_text_and_not_null() -> None:
+    assert parse_sets(["task.prompt=", "a=~", "b= "]) == {"task.prompt": "", "a": None, "b": ""}
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """Every `auto` becomes a value with a reason, and what was given stays."""
 
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunefork.errors import RecipeError
 from tunefork.recipe import Recipe, all_paths, make_recipe, resolve
 from tunefork.recipe.resolve import Situation
 
@@ -26,6 +29,10 @@ SITUATIONS: Any = st.builds(
     quantized=st.booleans(),
     baselines=st.sampled_from([(), ("majority",), ("zero_shot", "lead3")]),
     checkpointing_needed=st.booleans(),
+    objective=st.sampled_from(["candidates", "answer"]),
+    layout=st.sampled_from(["columns", "text", "openai"]),
+    targets=st.just(lambda: ["q_proj", "v_proj"]),
+    needs_backward=st.booleans(),
 )
 
 
@@ -45,8 +52,7 @@ def test_nothing_stays_automatic_and_every_choice_has_a_reason(now: Situation) -
     asked = make_recipe({"task": "sst2"})
     found = resolve(asked, now)
     before, after = values(asked), values(found.recipe)
-    allowed = {"task.form", "task.objective", "data.layout", "adapter.targets"}  # resolved by task, data and adapter
-    assert {path for path, value in after.items() if value == "auto"} <= allowed
+    assert {path for path, value in after.items() if value == "auto"} == set()
     changed = {path for path in before if before[path] != after[path]}
     assert changed == {reason.path for reason in found.reasons}
     assert all(reason.why for reason in found.reasons)
@@ -65,9 +71,67 @@ def test_resolving_again_changes_nothing(now: Situation) -> None:
 
 @given(SITUATIONS)
 def test_what_was_given_stays(now: Situation) -> None:
+    now = replace(now, needs_backward=True)
     given_recipe = make_recipe(
         {"task": "sst2", "adapter": "dora", "train": {"learning_rate": 0.01, "batch_size": 3, "max_steps": 7}}
     )
     found = resolve(given_recipe, now).recipe
     assert (found.adapter.name, found.train.learning_rate, found.train.batch_size) == ("dora", 0.01, 3)
     assert resolve(given_recipe, now).steps <= 7
+
+
+CAUSAL = Situation(
+    model_kind="causal",
+    parameters=10**6,
+    max_positions=256,
+    max_length=256,
+    device="cpu",
+    dtype="fp32",
+    dtype_reason="d",
+    kind_reason="k",
+    form="verbalizer",
+    objective="candidates",
+    layout="columns",
+    targets=lambda: ["q_proj", "v_proj"],
+    train_rows=100,
+    longest=30,
+    sequences_per_row=1,
+    has_dev=True,
+    quantized=False,
+    baselines=("majority",),
+    checkpointing_needed=False,
+)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "says"),
+    [
+        ({"targets": ["nope"]}, "`adapter.targets`"),
+        ({"name": "none", "rank": 4}, "`adapter.rank`"),
+        ({"name": "head", "dropout": 0.1}, "`adapter.dropout`"),
+        ({"name": "prefix", "alpha": 7}, "`adapter.alpha`"),
+        ({"name": "lora", "prefix_tokens": 3}, "`adapter.prefix_tokens`"),
+    ],
+)
+def test_what_the_adapter_does_not_read_is_refused(adapter: dict[str, Any], says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        resolve(make_recipe({"task": "sst2", "adapter": adapter}), CAUSAL)
+
+
+def test_a_head_start_needs_a_head() -> None:
+    recipe = make_recipe({"task": "sst2", "train": {"head_start": "random"}})
+    assert resolve(recipe, replace(CAUSAL, form="head")).recipe.train.head_start == "random"
+    with pytest.raises(RecipeError, match="head_start"):
+        resolve(recipe, CAUSAL)
+
+
+def test_what_has_no_use_is_null_and_comes_back_with_another_adapter_or_task() -> None:
+    kept = resolve(make_recipe({"task": "generation", "adapter": "none"}), replace(CAUSAL, form="text")).recipe
+    assert (kept.task.form, kept.task.objective, kept.adapter.alpha, kept.adapter.targets) == (None,) * 4
+    tree = kept.model_dump()
+    again = make_recipe(
+        {**tree, "task": {**tree["task"], "name": "sst2"}, "adapter": {**tree["adapter"], "name": "lora"}}
+    )
+    found = resolve(again, CAUSAL).recipe
+    assert (found.task.form, found.task.objective) == ("verbalizer", "candidates")
+    assert (found.adapter.alpha, found.adapter.targets) == (32, ("q_proj", "v_proj"))

@@ -23,11 +23,12 @@ def made(
     kind: ModelKind = "causal",
     labels: Mapping[str, str] | None = None,
     names: Sequence[str] | None = None,
+    data: Mapping[str, Any] | None = None,
     **section: Any,
 ) -> Task:
-    """`labels` as the recipe's `data.labels`, `names` as those of a trained model."""
-    data = DataSection.model_validate({"labels": labels})
-    return make_task(TaskSection.model_validate({"name": name, **section}), data, kind, train, names)
+    """`labels` as the recipe's `data.labels`, `names` as those of a trained model; `data`: the rest of that section."""
+    found = DataSection.model_validate({"labels": labels, **(data or {})})
+    return make_task(TaskSection.model_validate({"name": name, **section}), found, kind, train, names)
 
 
 def only(task: Task, values: Mapping[str, Any]) -> Example:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.tasks.rows import made, only, rows
+from tunefork.data import apply_layout
 from tunefork.errors import DataError, RecipeError
 from tunefork.recipe.schema import DataSection
 from tunefork.tasks import Prediction, build_examples
@@ -38,6 +39,31 @@ def test_own_templates_read_any_column_and_an_absent_answer_is_no_answer() -> No
 def test_plain_text_can_be_learned_whole() -> None:
     example = only(made("generation", prompt="", answer="{{ text }}"), {"text": "Once upon a time."})
     assert example.prompt == "" and example.answer == "Once upon a time."
+
+
+def test_the_layout_text_is_free_completion() -> None:
+    task = made("generation", data={"layout": "text"})
+    (row,), _ = apply_layout(rows({"text": "Once upon a time.", "id": 1}), "text", {})
+    example = task.example(row)
+    assert (example.prompt, example.answer, example.text) == ("", "Once upon a time.", "Once upon a time.")
+    assert task.metrics == ("loss",)
+    (asked,), _ = apply_layout(rows({"text": "Once upon"}), "text", {}, answers=False)
+    assert (task.example(asked).prompt, task.example(asked).answer) == ("Once upon", None)
+    assert made("generation", data={"layout": "text"}, prompt="").example(row) == example
+    assert made("generation", data={"layout": "text"}, metric="rougeL").metric == "rougeL"
+
+
+def test_an_empty_prompt_is_refused_where_nothing_else_shows_the_row() -> None:
+    for name in ("generation", "summary"):
+        with pytest.raises(RecipeError, match=r"`task\.prompt` must show something.*--layout text"):
+            made(name, prompt="")
+    with pytest.raises(RecipeError, match=r"`task\.prompt` must show something"):
+        made("classification", rows({"text": "a", "label": 0}, {"text": "b", "label": 1}), prompt="")
+
+
+def test_labels_are_refused_where_there_are_none() -> None:
+    with pytest.raises(RecipeError, match=r"`data\.labels` must not be set for generation"):
+        made("generation", labels={"0": "a"})
 
 
 @pytest.mark.parametrize(

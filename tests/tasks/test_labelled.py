@@ -79,6 +79,44 @@ def test_fewer_than_two_labels_is_refused_and_says_where_it_looked() -> None:
         made("classification", rows({"text": "a", "stars": 1}, {"text": "b", "stars": 2}))
 
 
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ({"god": "bad", "bad": "good"}, r"`bad`, `good`.*Received `god`, which no row has. Did you mean `good`\?"),
+        ({"good": "yes", "baad": "no"}, r"Received `baad`.*Did you mean `bad`\?"),
+        ({"1": "yes", "bad": "no"}, r"Received `1`, which no row has. Try one that is there\."),
+    ],
+)
+def test_a_misspelt_value_is_refused(labels: dict[str, str], says: str) -> None:
+    train = rows({"text": "a", "label": "good"}, {"text": "b", "label": "bad"})
+    with pytest.raises(RecipeError, match=says):
+        made("classification", train, labels=labels)
+
+
+def test_a_value_that_no_row_has_may_be_named_where_all_that_they_have_are() -> None:
+    assert made("scoring", THREE, labels={str(i): str(i) for i in range(12)}).labels[-1] == "11"
+    by_name = rows({"text": "a", "label": "good"}, {"text": "b", "label": "bad"})
+    assert made("classification", by_name, labels={"0": "bad", "1": "good"}).labels == ("bad", "good")
+
+
+def test_a_header_is_found_whatever_its_capitals() -> None:
+    train = rows({"Text": "a", "LABEL": "x"}, {"Text": "b", "LABEL": "y"})
+    task = made("classification", train)
+    example = task.example(train[1])
+    assert (example.text, example.gold, task.labels) == ("b", 1, ("x", "y"))
+    assert task.columns(train[0]) == {"text": "Text", "label": "LABEL"}
+    both = rows({"Label": "Ms", "category": "x", "text": "a"}, {"Label": "Mr", "category": "y", "text": "b"})
+    assert made("classification", both).labels == ("x", "y")  # a name that is written exactly so comes first
+
+
+def test_a_field_that_the_task_does_not_read_is_refused() -> None:
+    for name, hint in (("txt", r"Did you mean `text`\?"), ("nothing_like_it", "text, label")):
+        with pytest.raises(RecipeError, match=rf"`data\.fields` must name what the task reads.*{hint}|{hint}.*{name}"):
+            made("classification", THREE, data={"fields": {name: "text"}})
+    own = {"fields": {"premise": "a", "claim": "b", "label": "c"}}
+    assert made("classification", THREE, data=own, prompt="{{ premise }} So {{ claim }}?").labels
+
+
 def test_an_own_wording_may_read_other_columns() -> None:
     train = rows({"premise": "p", "claim": "c", "label": 1}, {"premise": "q", "claim": "d", "label": 0})
     task = made("classification", train, prompt="{{ premise }} So {{ claim }}?\n")

@@ -2,13 +2,14 @@
 
 from tunefork.data.check import check_items, normalised_form
 from tunefork.data.layouts import apply_layout, detect_layout
-from tunefork.data.load import load_splits
+from tunefork.data.load import Files, load_splits, read_files, split_files
 from tunefork.data.read import read_rows
 from tunefork.data.rows import Finding, Item, Row, Splits
 from tunefork.data.values import label_text
 from tunefork.data.write import write_rows
 
 __all__ = [
+    "Files",
     "Finding",
     "Item",
     "Row",
@@ -19,6 +20,8 @@ __all__ = [
     "label_text",
     "load_splits",
     "normalised_form",
+    "read_files",
     "read_rows",
+    "split_files",
     "write_rows",
 ]

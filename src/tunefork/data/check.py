@@ -7,12 +7,13 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tunefork.data.findings import about_rows, refuse_above
+from tunefork.data.findings import about_rows, refuse_above, refuse_shares
 from tunefork.data.rows import Finding, Item
 from tunefork.data.values import counted, listed, shorten
 from tunefork.recipe.schema import DataSection
 
 _SHOWN_LABELS = 10
+_NO_LABEL = {"none", "null", "nil", "na", "n/a", "<na>", "nat", "undefined", "missing", "-", "?"}
 
 
 class _Collapse(dict[int, str]):
@@ -60,8 +61,9 @@ def check_items(
     """Findings about rows as a set; those beyond the thresholds of `section` are errors.
 
     Codes: empty-text, missing-label (max_unusable); duplicate-text; conflicting-labels (max_conflicts); leaked-exact,
-    leaked-normalised (max_leaked); shared-dev-test; unseen-label, one-label, labels. Those about labels need
-    `labels_expected`. Texts are compared with spacing aside, or normalised (`normalised_form`) where that is said.
+    leaked-normalised (max_leaked); shared-dev-test; unseen-label, one-label, labels, similar-labels, empty-label,
+    absent-label. Those about labels need `labels_expected`. Texts are compared with spacing aside, or normalised
+    (`normalised_form`) where that is said.
     """
     splits = {"train": train, "dev": dev, "test": test}
     plain = {name: [plain_form(item.text) for item in items] for name, items in splits.items()}
@@ -69,18 +71,16 @@ def check_items(
     for name, items in splits.items():
         if not items:
             continue
-        unusable = _unusable(items, plain[name], labels_expected)
-        found = refuse_above(
-            unusable, {"empty-text", "missing-label"}, len(items), section.max_unusable, "max_unusable"
-        )
+        found = _unusable(items, plain[name], labels_expected)
         if labels_expected:
-            conflicts = _conflicts(items, plain[name])
-            found += refuse_above(conflicts, {"conflicting-labels"}, len(items), section.max_conflicts, "max_conflicts")
-            found += _histogram(items)
+            found += [*_conflicts(items, plain[name]), *_histogram(items)]
         found += _duplicates(items, plain[name])
         findings += [replace(finding, split=name) for finding in found]
+    counts = {name: len(items) for name, items in splits.items()}
+    findings = refuse_shares(findings, {"empty-text", "missing-label"}, counts, section, "max_unusable")
+    findings = refuse_shares(findings, {"conflicting-labels"}, counts, section, "max_conflicts")
     if labels_expected:
-        findings += _unseen(splits, section)
+        findings += [*_doubtful_labels([*train, *dev, *test], section), *_unseen(splits, section)]
     return findings + _leakage(splits, plain, section)
 
 
@@ -121,7 +121,7 @@ def _duplicates(items: Sequence[Item], texts: Sequence[str]) -> list[Finding]:
         earlier = first.setdefault((text, item.label), item)
         if earlier is not item:
             again.append((item.source, f"as {earlier.source}: {shorten(item.text, 50)}"))
-    advice = "Remove them if they were not meant; carved splits may share them."
+    advice = "Remove them if they were not meant."
     return about_rows("warning", "duplicate-text", again, "with the text and label of an earlier one.", advice)
 
 
@@ -141,6 +141,35 @@ def _histogram(items: Sequence[Item]) -> list[Finding]:
         advice = "A model cannot learn to choose, nor be measured, from one label."
         return [Finding("warning", "one-label", f"Every row is labelled `{shorten(top)}`.", total, advice=advice)]
     return [Finding("info", "labels", message, len(ordered))]
+
+
+def _doubtful_labels(items: Sequence[Item], section: DataSection) -> list[Finding]:
+    """Labels that are one but for case and spacing, and labels that say that there is none; not those given names.
+
+    Of those, the ones that no row carries.
+    """
+    counts = Counter(item.label for item in items if item.label is not None)
+    findings: list[Finding] = []
+    absent = [name for name in dict.fromkeys((section.labels or {}).values()) if not counts.pop(name, 0)]
+    if absent and items:
+        message = f"`data.labels` names {listed(absent)}, which no row carries: a class that cannot be learned."
+        findings.append(Finding("warning", "absent-label", message, len(absent), advice="Leave it out, or add rows."))
+    alike: dict[str, list[str]] = defaultdict(list)
+    for label in sorted(counts):
+        alike[normalised_form(label)].append(label)
+    for labels in alike.values():
+        if len(labels) > 1:
+            message = f"Labels that differ only in case, spacing or punctuation: {listed(labels)}, each its own class."
+            merged = ",".join(f"{label}={labels[-1]}" for label in labels)
+            advice = f"Write them alike, or --labels '{merged},…' if they are one."
+            count = sum(counts[label] for label in labels)
+            findings.append(Finding("warning", "similar-labels", message, count, advice=advice))
+    for label in sorted(counts):
+        if label.strip().lower() in _NO_LABEL:
+            message = f"The label {listed([label])} is a class like any other, and may mean that there is none."
+            advice = "Leave the field empty where no label is known, or remove these rows."
+            findings.append(Finding("warning", "empty-label", message, counts[label], advice=advice))
+    return findings
 
 
 def _unseen(splits: dict[str, Sequence[Item]], section: DataSection) -> list[Finding]:

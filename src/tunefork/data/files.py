@@ -157,6 +157,12 @@ def _decoded(data: bytes, path: str) -> tuple[str, list[Finding]]:
     try:
         return data.decode(), findings
     except UnicodeDecodeError as error:
+        commands = sum(byte < 32 and byte not in b"\t\n\r\f" for byte in head)
+        if commands * 50 > len(head):
+            raise DataError(
+                f"`{path}` must be text. Received binary data, whatever its name says: {commands} of the first "
+                f"{len(head):,} bytes are control characters. Try exporting the rows as CSV from where they come."
+            ) from error
         line = data.count(b"\n", 0, error.start) + 1
         received = f"byte 0x{data[error.start]:02x} at offset {error.start:,}, line {line:,}"
         raise DataError(_not_utf8(path, received, "WINDOWS-1252")) from error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from tunefork.data.rows import Finding
 from tunefork.data.values import counted, shorten
+from tunefork.recipe.schema import DataSection
 
 SHOWN = 5
 
@@ -119,6 +120,19 @@ def refuse_above(
         return findings
     note = f"That is {touched / total:.1%} of {counted(total, 'row')}; `data.{setting}` allows {limit:.1%}."
     return [replace(f, level="error", advice=f"{f.advice} {note}".strip()) if f.code in codes else f for f in findings]
+
+
+def refuse_shares(
+    findings: Iterable[Finding], codes: Collection[str], counts: Mapping[str, int], section: DataSection, setting: str
+) -> list[Finding]:
+    """`refuse_above` split by split (`counts` rows each), where those carved from one file are judged as one."""
+    found, limit = list(findings), getattr(section, setting)
+    carved = {"train", *(split for split in counts if getattr(section, split) is None)}
+    for splits in (carved, *({split} for split in counts if split not in carved)):
+        total = sum(counts[split] for split in counts if split in splits)
+        judged = iter(refuse_above([f for f in found if f.split in splits], codes, total, limit, setting))
+        found = [next(judged) if f.split in splits else f for f in found]
+    return found
 
 
 def about_rows(

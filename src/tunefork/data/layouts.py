@@ -21,11 +21,12 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "prompt_completion": ("prompt", "completion"),
     "preference": ("preferred_output", "non_preferred_output"),
 }
+NAMES = frozenset({key for keys in _KEYS.values() for key in keys} | {"text", "input", "tools", "system"})
 _MISSING = object()
 
 
-def detect_layout(rows: Sequence[Row]) -> Layout:
-    """The layout all rows share, told from their keys.
+def detect_layout(rows: Sequence[Row], fields: Mapping[str, str] | None = None) -> Layout:
+    """The layout all rows share, told from their keys, and the names that `fields` gives to columns.
 
     `messages` is openai or sharegpt by the roles inside, `conversations` sharegpt, `instruction` with `output` alpaca,
     `prompt` with `completion` prompt_completion, `preferred_output` with `non_preferred_output` preference, `text`
@@ -35,7 +36,7 @@ def detect_layout(rows: Sequence[Row]) -> Layout:
     first: tuple[Layout, Row] | None = None
     plain: list[Row] = []
     only_text = True
-    for row in rows:
+    for row in _with_fields(rows, fields or {}, Tally(), answers=True):
         layout = _layout_of(row.values)
         if layout is None:
             plain.append(row)
@@ -87,9 +88,9 @@ def apply_layout(
 
     First each name of `fields` gets the value of its column (a dotted path reaches into objects); then the layout adds
     `prompt` and `completion` (prompt_completion, alpaca), `messages` in OpenAI's shape and `tools` as a list
-    (sharegpt, openai), `preferred` and `rejected` beside them (preference), `text` (text), or nothing (columns). Rows
-    that cannot be used are left out, with findings. Without `answers`, as for prediction, what is learned may be
-    missing: label columns, completions, the last reply.
+    (sharegpt, openai), `preferred` and `rejected` beside them (preference), or nothing (columns). A `text` (text) is a
+    completion without a prompt. Rows that cannot be used are left out, with findings. Without `answers`, as for
+    prediction, what is learned may be missing (label columns, completions, the last reply), and a `text` is a prompt.
 
     Raises DataError for a column no row has, a role that is not known, or mixed layouts under `auto`.
     """
@@ -156,7 +157,9 @@ def _laid_out(row: Row, layout: Layout, tally: Tally, renamed: Renamed, answers:
         return _pair(row, "prompt", "completion", answers)
     if layout == "text":
         text = _required(row.values, "text")
-        return text if isinstance(text, Problem) else {**row.values, "text": text}
+        if isinstance(text, Problem):
+            return text
+        return {**row.values, "text": text, **({"prompt": "", "completion": text} if answers else {"prompt": text})}
     return row.values
 
 

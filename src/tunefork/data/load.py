@@ -2,57 +2,88 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
+from tunefork.data.check import normalised_form
 from tunefork.data.findings import LEFT_OUT, about_rows, refuse_above
 from tunefork.data.hub import PREFIX, Role
 from tunefork.data.layouts import apply_layout, detect_layout
 from tunefork.data.read import read_rows
 from tunefork.data.rows import Finding, Row, Splits
 from tunefork.data.split import draw, draw_groups, draw_per_label
-from tunefork.data.values import counted, label_text, listed
+from tunefork.data.values import counted, label_text, listed, shorten
 from tunefork.errors import DataError, did_you_mean
-from tunefork.recipe.schema import DataSection
+from tunefork.recipe.schema import DataSection, Layout
 
 LabelOf = Callable[[Row], str | None]
+TextsOf = Callable[[Row], Sequence[str]]
 ROLES: tuple[Role, ...] = get_args(Role)
 
 
-def load_splits(section: DataSection, seed: int, label_of: LabelOf | None) -> tuple[Splits, list[Finding]]:
-    """The rows of `section` by use. Dev, and test unless `test_fraction` is 0, are carved from train where absent.
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The rows of every file that is named, by use, in the layout that they share."""
 
-    Carving and row limits are stratified by `label_of` and depend on seed and order only; with `group_field` rows of
-    one group stay together. Without a train file only the files that are named are read (for evaluation).
-    Rows that were left out become errors where they exceed `section.max_unusable`.
+    rows: Mapping[Role, Sequence[Row]]
+    layout: Layout
+    origin: Mapping[str, str]
+    findings: Sequence[Finding]
 
-    Raises MissingFileError, MissingExtraError, or DataError: no file at all, one file for two uses, files of
-    different layouts, no such `group_field`, too few rows to split.
+
+def load_splits(
+    section: DataSection, seed: int, label_of: LabelOf | None, texts_of: TextsOf | None = None
+) -> tuple[Splits, list[Finding]]:
+    """`read_files`, then `split_files`."""
+    return split_files(read_files(section), section, seed, label_of, texts_of)
+
+
+def read_files(section: DataSection) -> Files:
+    """Reads and lays out the files that are named; without a train file the others alone (for evaluation).
+
+    Rows that were left out become errors where they exceed `section.max_unusable`. Raises MissingFileError,
+    MissingExtraError, or DataError: no file at all, one file for two uses, files of different layouts.
     """
     files: dict[Role, str] = {role: path for role in ROLES if (path := getattr(section, role)) is not None}
     if not files:
         raise DataError("`data.train` must name a file of rows. Received none. Try --train rows.csv.")
     _refuse_shared_files(files)
     findings: list[Finding] = []
-    rows: dict[str, list[Row]] = {role: [] for role in ROLES}
+    rows: dict[Role, Sequence[Row]] = {role: [] for role in ROLES}
     layout = section.layout
     for role, path in files.items():
         read, found = read_rows(path, role=role)
         total = len(read) + sum(f.count for f in found if f.code in LEFT_OUT)
         if layout == "auto":
-            layout = detect_layout(read) if not section.fields else "auto"
+            layout = detect_layout(read, section.fields)
         rows[role], more = apply_layout(read, layout, section.fields)
         judged = refuse_above([*found, *more], LEFT_OUT, total, section.max_unusable, "max_unusable")
         if not rows[role]:
             raise DataError(_nothing_usable(path, judged))
         findings += [replace(f, split=role) for f in judged]
     origin = {role: f"{files[role]}: {counted(len(rows[role]), 'row')}" for role in files}
+    return Files(rows, layout, origin, findings)
+
+
+def split_files(
+    files: Files, section: DataSection, seed: int, label_of: LabelOf | None, texts_of: TextsOf | None = None
+) -> tuple[Splits, list[Finding]]:
+    """The rows by use. Dev, and test unless `test_fraction` is 0, are carved from train where they have no file.
+
+    Carving and row limits are stratified by `label_of` and depend on seed and order only; rows of one group of
+    `group_field`, and rows that have one of `texts_of` in common (normalised), stay together.
+
+    Raises DataError: no such `group_field`, too few rows to split.
+    """
+    rows: dict[str, Sequence[Row]] = dict(files.rows)
+    findings, origin = list(files.findings), dict(files.origin)
     if section.group_field:
         findings += _check_groups(section.group_field, rows)
-    if "train" in files:
-        _carve(rows, origin, files, section, seed, label_of)
+    if section.train is not None:
+        _carve(rows, origin, section, seed, label_of, texts_of)
     shots = section.rows_per_label
     for role in ("train", "dev"):
         if shots is None or label_of is None:
@@ -91,57 +122,78 @@ def _nothing_usable(path: str, findings: Sequence[Finding]) -> str:
 
 
 def _carve(
-    rows: dict[str, list[Row]],
+    rows: dict[str, Sequence[Row]],
     origin: dict[str, str],
-    files: Mapping[Role, str],
     section: DataSection,
     seed: int,
     label_of: LabelOf | None,
+    texts_of: TextsOf | None,
 ) -> None:
     """Moves dev and test rows out of train, in place. Both fractions are of the whole train file."""
-    total = len(rows["train"])
+    path, total = str(section.train), len(rows["train"])
     wanted = [("test", section.test_fraction), ("dev", section.dev_fraction)]
-    wanted = [(role, fraction) for role, fraction in wanted if role not in files and fraction > 0]
+    wanted = [(role, fraction) for role, fraction in wanted if getattr(section, role) is None and fraction > 0]
     if sum(fraction for _, fraction in wanted) >= 1:
         raise DataError(
             "`data.dev_fraction` and `data.test_fraction` must leave rows to train on. Received "
             f"{section.dev_fraction} and {section.test_fraction}, which together are 1 or more. Try 0.1 and 0.2."
         )
-    if not section.test_fraction and "test" not in files:
+    if not section.test_fraction and section.test is None:
         origin["test"] = "none: data.test_fraction is 0 and no test file is given"
     how = []
+    alone = _together(rows["train"], section.group_field, None)
+    sets = _together(rows["train"], section.group_field, texts_of) if wanted and texts_of else alone
     for role, fraction in wanted:
-        taken = _held_out(rows["train"], max(1, round(fraction * total)), role, section, seed, label_of)
-        if not taken or len(taken) == len(rows["train"]):
-            raise DataError(_too_few(files["train"], rows["train"], total, role, section))
+        train, size = rows["train"], max(1, round(fraction * total))
+        labels = _labels(train, label_of)
+        taken = _held_out(labels, sets, size, role, seed, section.group_field)
+        if not taken:  # where equal texts leave nothing to choose, the check says that they are in two splits
+            taken = _held_out(labels, alone, size, role, seed, section.group_field)
+        if not taken or len(taken) == len(train) or (len(taken) * 2 < size and _mostly_different(labels)):
+            raise DataError(_too_few(path, labels, alone, total, role, section))
         chosen = set(taken)
-        rows[role] = [rows["train"][i] for i in taken]
-        rows["train"] = [row for i, row in enumerate(rows["train"]) if i not in chosen]
+        rows[role] = [train[i] for i in taken]
+        left = [i for i in range(len(train)) if i not in chosen]
         kind = f"in whole groups of `{section.group_field}`" if section.group_field else "at random"
-        kind += ", stratified by label" if label_of else ""
+        kind += ", stratified by label" * bool(label_of) + ", equal texts together" * (sets != alone)
+        rows["train"] = [train[i] for i in left]
+        sets, alone = [sets[i] for i in left], [alone[i] for i in left]
         count = counted(len(taken), "row")
-        origin[role] = f"{count} carved from {files['train']} {kind} (seed {seed}, data.{role}_fraction {fraction:g})"
+        origin[role] = f"{count} carved from {path} {kind} (seed {seed}, data.{role}_fraction {fraction:g})"
         how.append(f"{count} to {role}")
     if how:
         origin["train"] += f", of which {' and '.join(how)}; {len(rows['train']):,} left"
 
 
 def _held_out(
-    train: Sequence[Row], size: int, role: str, section: DataSection, seed: int, label_of: LabelOf | None
+    labels: Sequence[str | None], sets: Sequence[int], size: int, role: str, seed: int, group_field: str | None
 ) -> list[int]:
-    labels = _labels(train, label_of)
-    if section.group_field:
-        return draw_groups(labels, _groups(train, section.group_field), size, seed, role)
-    if size >= len(train):
+    if group_field:
+        return draw_groups(labels, sets, size, seed, role)
+    if size >= len(labels):
         return []
-    return draw(labels, size, seed, role, leave_one=label_of is not None)
+    return draw(labels, size, seed, role, leave_one=any(label is not None for label in labels), together=sets)
 
 
-def _too_few(path: str, train: Sequence[Row], total: int, role: str, section: DataSection) -> str:
+def _mostly_different(labels: Sequence[str | None]) -> bool:
+    """Whether most rows carry a label that no other row carries."""
+    once = [label for label, count in Counter(labels).items() if count == 1 and label is not None]
+    return len(once) * 2 > len(labels)
+
+
+def _too_few(
+    path: str, labels: Sequence[str | None], groups: Sequence[int], total: int, role: str, section: DataSection
+) -> str:
+    if _mostly_different(labels) and len(labels) > 2:
+        return (
+            f"Labels must repeat: a model learns what rows of one label have in common. Received `{path}`, where "
+            f"{counted(len(labels), 'row')} carry {len(set(labels))} different labels, {shorten(labels[0], 40)!r} "
+            "among them. Are text and label swapped, or is the label an amount rather than a class? "
+            "Try --text-field and --label-field."
+        )
     received = counted(total, "row")
     if section.group_field:
-        groups = len(set(_groups(train, section.group_field)))
-        received += f", of which those left fall into {counted(groups, 'group')} of `{section.group_field}`"
+        received += f", of which those left fall into {counted(len(set(groups)), 'group')} of `{section.group_field}`"
     advice = f"Try more rows, or a file of its own as data.{role}"
     advice += ", or data.test_fraction=0." if role == "test" else "."
     must = f"`{path}` must hold enough rows to carve {role} from, with some of each label left."
@@ -152,10 +204,22 @@ def _labels(rows: Sequence[Row], label_of: LabelOf | None) -> list[str | None]:
     return [label_of(row) if label_of else None for row in rows]
 
 
-def _groups(rows: Sequence[Row], field: str) -> list[Hashable]:
-    """The group of each row; a row without one is a group by itself."""
-    named = [label_text(row.values.get(field)) for row in rows]
-    return [i if name is None else name for i, name in enumerate(named)]
+def _together(rows: Sequence[Row], field: str | None, texts_of: TextsOf | None) -> list[int]:
+    """A number a row, the same for rows of one group of `field` and for rows that have a text in common."""
+    parent, first = list(range(len(rows))), dict[Hashable, int]()
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for i, row in enumerate(rows):
+        group = label_text(row.values.get(field)) if field else None
+        forms = {normalised_form(text) for text in texts_of(row)} if texts_of else set[str]()
+        for key in [("text", form) for form in forms if form] + [("group", group)] * (group is not None):
+            parent[root(i)] = root(first.setdefault(key, i))
+    return [root(i) for i in range(len(rows))]
 
 
 def _check_groups(field: str, rows: Mapping[str, Sequence[Row]]) -> list[Finding]:

@@ -22,19 +22,32 @@ def shuffled(items: Iterable[int], seed: int, purpose: str) -> list[int]:
     return sorted(items, key=place)
 
 
-def draw(labels: Sequence[Hashable], size: int, seed: int, purpose: str, *, leave_one: bool = False) -> list[int]:
+def draw(
+    labels: Sequence[Hashable],
+    size: int,
+    seed: int,
+    purpose: str,
+    *,
+    leave_one: bool = False,
+    together: Sequence[Hashable] | None = None,
+) -> list[int]:
     """Indices of `size` rows, sorted, each label's share within one row of its share in `labels`.
 
     With `leave_one` no label is taken whole, so that none is known only outside training; then it may be fewer rows.
+    Rows of one value in `together` are drawn together or not at all, which may be a few rows more or fewer.
     """
     total = len(labels)
     if size >= total and not leave_one:
         return list(range(total))
-    by_label: dict[Hashable, list[int]] = defaultdict(list)
-    for index, label in enumerate(labels):
-        by_label[label].append(index)
-    exact = {label: size * len(indices) / total for label, indices in by_label.items()}
-    most = {label: len(indices) - leave_one for label, indices in by_label.items()}
+    sets: dict[Hashable, list[int]] = defaultdict(list)
+    for index, name in enumerate(range(total) if together is None else together):
+        sets[name].append(index)
+    by_label: dict[Hashable, dict[int, list[int]]] = defaultdict(dict)
+    for indices in sets.values():
+        by_label[labels[indices[0]]][indices[0]] = indices
+    counts = {label: sum(map(len, inside.values())) for label, inside in by_label.items()}
+    exact = {label: size * count / total for label, count in counts.items()}
+    most = {label: count - leave_one for label, count in counts.items()}
     quota = {label: min(int(share), most[label]) for label, share in exact.items()}
     short = size - sum(quota.values())
     # the largest remainders get the rows left over; a hash decides between equal ones, not the order in the file
@@ -43,7 +56,14 @@ def draw(labels: Sequence[Hashable], size: int, seed: int, purpose: str, *, leav
         if short > 0 and quota[label] < most[label] and exact[label] % 1:
             quota[label] += 1
             short -= 1
-    taken = [index for label, indices in by_label.items() for index in shuffled(indices, seed, purpose)[: quota[label]]]
+    taken: list[int] = []
+    for label, inside in by_label.items():
+        held = 0
+        for first in shuffled(inside, seed, purpose):
+            count = len(inside[first])
+            if count <= 2 * (quota[label] - held) and held + count <= most[label]:  # nearer to the quota with it
+                taken += inside[first]
+                held += count
     return sorted(taken)
 
 

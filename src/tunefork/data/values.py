@@ -12,6 +12,11 @@ from typing import Any
 
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
 _MISSING = {"", "nan", "#n/a"}
+_COMMANDS = {  # what a terminal obeys rather than shows: control characters, and marks that turn the order of letters
+    code: chr(code).encode("unicode_escape").decode()
+    for code in (*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+    if chr(code) not in "\n\t"
+}
 
 
 def label_text(value: object) -> str | None:
@@ -103,9 +108,14 @@ def is_date(value: object) -> bool:
     return isinstance(value, datetime.date | datetime.time)
 
 
+def visible(text: str) -> str:
+    """The text with what a terminal would obey (escape sequences, a bell …) written out; line breaks and tabs stay."""
+    return text.translate(_COMMANDS)
+
+
 def shorten(text: object, limit: int = 80) -> str:
-    """One line of at most `limit` characters for a message."""
-    line = " ".join(str(text).split())
+    """One line of at most `limit` characters for a message, safe to print."""
+    line = visible(" ".join(str(text).split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from tunefork.batch import Batch
-from tunefork.data import load_splits
+from tunefork.data import read_files
 from tunefork.errors import DataError, ExportError
 from tunefork.evaluate.batching import pack
 from tunefork.evaluate.harness import Asking, predict_examples
 from tunefork.models.quantize import guard_quantized, quantized_layers
 from tunefork.recipe import Recipe
 from tunefork.render import Rendered, Renderer
-from tunefork.tasks import Example, Prediction, Task, build_examples
+from tunefork.tasks import Example, Prediction, Task, build_examples, split_rows
 from tunefork.tasks.loss import IGNORED, logits_at
 
 LIMIT = 0.05
@@ -98,7 +98,7 @@ def held_out(recipe: Recipe, task: Task, renderer: Renderer) -> HeldOut:
     data = recipe.data
     if data.dev is not None:
         data = data.model_copy(update={"train": None, "test": None})
-    splits, _ = load_splits(data, data.split_seed, task.label_of if task.labels else None)
+    splits, _ = split_rows(task, read_files(data), data)
     for split in ("dev", "train"):
         examples, _ = build_examples(task, getattr(splits, split), data, labelled=True)
         pairs = [(e, r) for e in examples for r in renderer.render(e)]

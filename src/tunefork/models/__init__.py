@@ -13,7 +13,7 @@ from tunefork.models.artefact import (
 from tunefork.models.base import load_base, load_tokenizer
 from tunefork.models.device import autocast, choose_device, choose_dtype, torch_dtype
 from tunefork.models.facts import ModelFacts, inspect_model
-from tunefork.models.load import load_model
+from tunefork.models.load import adapter_targets, load_model
 from tunefork.models.quantize import quantized_layers
 from tunefork.models.quiet import quiet
 from tunefork.models.state import load_trainable_state, trainable_state
@@ -22,6 +22,7 @@ from tunefork.models.support import check_support, usable_positions
 __all__ = [
     "ArtefactInfo",
     "ModelFacts",
+    "adapter_targets",
     "add_adapter",
     "add_factors",
     "artefact_tokenizer",

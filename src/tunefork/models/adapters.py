@@ -83,7 +83,7 @@ def add_lora(
     conv = any(isinstance(m, Conv1D) and any(_ends(n, t) for t in targets) for n, m in loaded.model.named_modules())
     config = LoraConfig(
         r=adapter.rank,
-        lora_alpha=2 * adapter.rank if adapter.alpha == "auto" else adapter.alpha,  # pyright: ignore[reportArgumentType]
+        lora_alpha=adapter.alpha if isinstance(adapter.alpha, float) else 2 * adapter.rank,  # pyright: ignore[reportArgumentType]
         lora_dropout=adapter.dropout,
         target_modules=list(targets),
         use_dora=adapter.name == "dora",

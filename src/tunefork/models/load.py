@@ -22,6 +22,12 @@ from tunefork.models.support import Form, check_support
 from tunefork.recipe.schema import AdapterSection
 
 
+def adapter_targets(facts: ModelFacts, form: Form, wanted: Sequence[str] | str = "auto") -> list[str]:
+    """Names of the layers that LoRA is put beside; see `lora_targets`. No weights are read."""
+    config = without_quantization(read_config(facts.folder, facts.trust_remote_code))
+    return lora_targets(meta_model(config, facts.kind, form == "head", facts.trust_remote_code), wanted)
+
+
 def load_model(
     facts: ModelFacts,
     *,
@@ -50,9 +56,7 @@ def load_model(
     check_support(facts, name, form, "training", activation_checkpointing=activation_checkpointing)
     targets: list[str] = []
     if name in ("lora", "qlora", "dora") and not (frozen and name == "qlora"):
-        config = without_quantization(read_config(facts.folder, facts.trust_remote_code))
-        modules = meta_model(config, facts.kind, form == "head", facts.trust_remote_code)
-        targets = lora_targets(modules, adapter.targets)
+        targets = adapter_targets(facts, form, adapter.targets or "auto")
     loaded = load_transformers(
         facts,
         form=form,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from tunefork.errors import MissingFileError, UnsupportedError, did_you_mean
 
@@ -175,7 +177,17 @@ def _near(folder: Path) -> str:
 
 
 def _unreachable(name: str, folder: Path, error: BaseException) -> MissingFileError:
-    why = " ".join(str(error).split())[:160] or type(error).__name__
+    if folder.parent.is_dir() and str(folder.parent) != ".":  # what is meant is a path
+        return MissingFileError(
+            f"A model or run must be a folder that is there, or a hub name. Received {name!r}: the folder "
+            f"`{folder.parent}` has none of that name, nor has the hub.{_near(folder) or ' Try another name.'}"
+        )
+    if isinstance(error, LocalEntryNotFoundError):
+        why = "it is not in the cache, and the hub is not asked (offline) or does not answer"
+    elif isinstance(error, RepositoryNotFoundError):
+        why = "it has no such model, or shows it only to those who have logged in"
+    else:
+        why = textwrap.shorten(str(error), 160, placeholder=" …") or type(error).__name__
     return MissingFileError(
         f"`model.name` must be a folder that is there, or a hub name that can be reached. Received {name!r}: no such "
         f"folder, and from the hub: {why}.{_near(folder)} Try a folder, or fetch it first with `hf download {name}`."

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
 from tunefork.errors import MissingFileError, RecipeError, did_you_mean
 from tunefork.recipe.schema import Recipe
+from tunefork.recipe.sentences import leaves, one_a_line
 
 ALIASES: dict[str, str] = {
     "model": "model.name",
@@ -53,13 +53,13 @@ def load_recipe(path: str | Path | None = None, overrides: Mapping[str, Any] | N
 
 
 def make_recipe(tree: Mapping[str, Any]) -> Recipe:
-    """A Recipe from nested mappings; pydantic's complaints become sentences."""
-    if "task" not in tree:
-        _fail(["`task` must be given: classification, choice, generation, chat, scoring or a preset. Try --task sst2"])
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        _fail([_sentence(dict(e)) for e in _telling(error)])
+    """A Recipe from nested mappings. Raises RecipeError naming each key that is unknown or out of range."""
+    return Recipe(**{str(key): value for key, value in tree.items()})
+
+
+def all_paths() -> Iterator[tuple[str, Any]]:
+    """(dotted path, pydantic field) of every leaf of the recipe, in order."""
+    return leaves(Recipe)
 
 
 def parse_sets(assignments: Sequence[str]) -> dict[str, Any]:
@@ -74,9 +74,9 @@ def parse_sets(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """One flag's value: YAML, except that text YAML cannot read stays text."""
+    """One flag's value: YAML, except that text YAML cannot read stays text, and no text is an empty one, not null."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader) if text.strip() else ""
     except yaml.YAMLError:
         return text
 
@@ -96,25 +96,19 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=not odd, width=100)
 
 
-def all_paths(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, pydantic field) of every leaf of the recipe, in order."""
-    for name, info in model.model_fields.items():
-        kind = info.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from all_paths(kind, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", info
-
-
 def settings(tree: Mapping[str, Any], why: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
-    """(path, value, why) of all that was given or found in a dumped recipe; what is left out has its default."""
+    """(path, value, why) of all that was given or found in a dumped recipe; what is left out has its default.
+
+    Model and seed are always there; what was automatic and has no use in this run is not.
+    """
     for path, info in all_paths():
         value: Any = tree
         for part in path.split("."):
             value = value[part]
         default = info.get_default(call_default_factory=True)
-        if path in why or value != (list(default) if isinstance(default, tuple) else default):
-            yield path, value, why.get(path, "given")
+        given = value != (list(default) if isinstance(default, tuple) else default)
+        if (path in why or given or path in ("model.name", "seed")) and (value is not None or default != "auto"):
+            yield path, value, why.get(path, "given" if given else "the default")
 
 
 class _Loader(yaml.SafeLoader):
@@ -154,7 +148,9 @@ _YAML_BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")  # PyYAML writes these raw
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    hint = "" if path.suffix in ("", ".yaml", ".yml") else f" If it holds rows, try --train {path}."
     if path.is_dir():
+        hint = f" If {str(path)!r} is a model, try --model {path}."
         path = path / "recipe.yaml"
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -162,20 +158,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise MissingFileError(
             f"The recipe must be a YAML file or a run's folder. Received {str(path)!r}, which is not there."
-            + did_you_mean(path.name, siblings)
+            + (did_you_mean(path.name, siblings) or hint)
         ) from None
     except (UnicodeDecodeError, OSError) as error:
-        raise RecipeError(f"The recipe must be UTF-8 text. Received {str(path)!r}: {error}.") from None
+        raise RecipeError(f"The recipe must be UTF-8 text. Received {str(path)!r}: {error}.{hint}") from None
     try:
         tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error)
-        raise RecipeError(f"The recipe must be valid YAML. Received {str(path)!r}: {problem}{where}.") from None
+        raise RecipeError(f"The recipe must be valid YAML. Received {str(path)!r}: {problem}{where}.{hint}") from None
     if not isinstance(tree, dict):
         raise RecipeError(
-            f"The recipe must be a mapping (key: value). Received {type(tree).__name__} in {str(path)!r}."
+            f"The recipe must be a mapping (key: value). Received {type(tree).__name__} in {str(path)!r}.{hint}"
         )
     return tree
 
@@ -193,46 +189,5 @@ def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
     tree[leaf] = value
 
 
-def _telling(error: ValidationError) -> list[Any]:
-    """The complaints, without "must be 'auto'" where another one about the same key says what else it may be."""
-    found: list[Any] = list(error.errors())
-    said = {e["loc"][:2] for e in found if e["type"] != "literal_error" or e["ctx"]["expected"] != "'auto'"}
-    return [e for e in found if e["loc"][-1] != "literal['auto']" or e["loc"][:2] not in said]
-
-
-def _sentence(error: dict[str, Any]) -> str:
-    location = [str(part) for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
-    path = ".".join(
-        part for part in location if part not in ("constrained-int", "constrained-float", "literal['auto']")
-    )
-    known = dict(all_paths())
-    if error["type"] == "extra_forbidden":
-        parent = path.rpartition(".")[0]
-        inside = {p[len(parent) + 1 if parent else 0 :].split(".")[0] for p in known if p.startswith(parent)}
-        hint = did_you_mean(path.rpartition(".")[2], inside)
-        elsewhere = [p for p in known if p.rpartition(".")[2] == path.rpartition(".")[2]]
-        if not hint and elsewhere:
-            hint = f" Did you mean `{elsewhere[0]}`?"
-        return f"`{path}` is not a key of the recipe.{hint or ' See docs/recipe.md for all keys.'}"
-    leaf = max((p for p in known if path == p or path.startswith(p + ".")), key=len, default=path)
-    received = error.get("input")
-    if error["type"] == "missing":
-        return f"`{path}` must be given"
-    if error["type"] in ("model_type", "model_attributes_type"):
-        return (
-            f"`{path}` must be a section with keys of its own. Received {received!r}. See docs/recipe.md for its keys."
-        )
-    hint = ""
-    options = re.findall(r"'([^']+)'", error["msg"]) if error["type"] == "literal_error" else []
-    if options and isinstance(received, str):
-        hint = did_you_mean(received, options)
-    message = error["msg"].replace("Input should be", "must be").replace("Value error, ", "")
-    description = known[leaf].description if leaf in known else ""
-    return f"`{leaf}` {message[0].lower()}{message[1:]}. Received {received!r}.{hint}" + (
-        f" ({description})" if description and not hint else ""
-    )
-
-
 def _fail(problems: Sequence[str]) -> NoReturn:
-    unique = list(dict.fromkeys(problems))
-    raise RecipeError("\n".join(p if p.endswith((".", "?", ")")) else p + "." for p in unique))
+    raise RecipeError(one_a_line(problems))

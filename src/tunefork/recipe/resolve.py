@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tunefork.errors import RecipeError
-from tunefork.recipe.schema import Recipe
+from tunefork.recipe.schema import AdapterSection, Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,9 @@ class Situation:
     dtype_reason: str
     kind_reason: str
     form: str  # verbalizer, choice, head, text, chat
+    objective: str  # candidates, answer, preference
+    layout: str  # of the rows
+    targets: Callable[[], Sequence[str]]  # names of the layers that LoRA is put beside, when nobody says which
     train_rows: int
     longest: int  # tokens of the longest rendered row of any split
     sequences_per_row: int  # 1, or the number of candidates that are sequences of their own
@@ -42,10 +46,15 @@ class Reason:
     value: Any
     why: str
 
+    @property
+    def guessed(self) -> bool:
+        """Whether it is a column that was found, which the recipe does not name."""
+        return self.path.startswith("data.fields.")
+
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A recipe without a single `auto`, the reasons, and the step counts that follow from it."""
+    """A recipe without a single `auto` (null is what has no use in it), the reasons, and the step counts."""
 
     recipe: Recipe
     reasons: tuple[Reason, ...]
@@ -56,7 +65,7 @@ class Resolved:
 def resolve(recipe: Recipe, now: Situation) -> Resolved:
     """Every `auto` replaced. The same recipe and situation always give the same values.
 
-    Raises RecipeError for a `max_length` beyond the model's positions.
+    Raises RecipeError for a `max_length` beyond the model's positions, and for settings that nothing would read.
     """
     reasons: list[Reason] = []
     tree = recipe.model_dump()
@@ -69,7 +78,8 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
     def fill(path: str, value: Any, why: str) -> Any:
         """Sets the value if it was automatic; returns what holds."""
         section, _, name = path.partition(".")
-        if tree[section][name] == "auto":
+        given = tree[section][name]
+        if given == "auto" or (given is None and value is not None):
             tree[section][name] = value
             reasons.append(Reason(path, value, why))
         return tree[section][name]
@@ -79,12 +89,21 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
     fill("model.dtype", now.dtype, now.dtype_reason)
     fill("model.max_length", now.max_length, _length_reason(now))
 
+    labelled = now.form in ("verbalizer", "head")
+    fill("task.form", *((now.form, _form_reason(now)) if labelled else (None, "read by tasks with labels")))
+    asked = now.form in ("verbalizer", "head", "choice") and now.objective != "preference"
+    fill("task.objective", *((now.objective, _objective_reason(now)) if asked else (None, "read where one is chosen")))
+    fill("data.layout", now.layout, "told from the keys of the rows")
+
     adapter = fill("adapter.name", *_adapter(now))
-    rank = tree["adapter"]["rank"]
-    if adapter in ("lora", "qlora", "dora"):
-        fill("adapter.alpha", float(2 * rank), "2 x rank")
-    else:
-        fill("adapter.alpha", float(2 * rank), f"not used by adapter {adapter}")
+    is_lora = adapter in ("lora", "dora") or (adapter == "qlora" and now.needs_backward)
+    if is_lora:
+        fill("adapter.alpha", float(2 * tree["adapter"]["rank"]), "2 x rank")
+        if tree["adapter"]["targets"] in ("auto", None):
+            fill("adapter.targets", tuple(now.targets()), "every linear layer in the blocks")
+    for path in ("adapter.alpha", "adapter.targets"):
+        fill(path, None, f"not read by {adapter} with this method")
+    _refuse_unread(recipe, adapter, is_lora, now)
 
     if now.needs_backward:
         fill("train.learning_rate", *_learning_rate(adapter, now.parameters))
@@ -121,6 +140,36 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
     )
     fill("evaluate.baselines", now.baselines, "all that fit the task")
     return Resolved(Recipe.model_validate(tree), tuple(reasons), steps, per_epoch)
+
+
+def _refuse_unread(recipe: Recipe, adapter: str, is_lora: bool, now: Situation) -> None:
+    """Raises RecipeError for the first setting that was given and that nothing would read."""
+    own, default = recipe.adapter, AdapterSection()
+    for name in ("rank", "alpha", "dropout", "targets", "prefix_tokens"):
+        given = getattr(own, name)
+        read = adapter == "prefix" if name == "prefix_tokens" else is_lora
+        automatic = name == "alpha" and given == 2 * own.rank  # as recipes were kept that had no use for it
+        if not read and not automatic and given not in (getattr(default, name), None):
+            raise RecipeError(
+                f"`adapter.{name}` must be read by the adapter. Received {given!r} with adapter {adapter}"
+                f"{' (auto)' * (own.name == 'auto')}. "
+                f"Try --adapter {'prefix' if name == 'prefix_tokens' else 'lora'}, or leave it out."
+            )
+    if recipe.train.head_start != "probe" and now.form != "head":
+        raise RecipeError(
+            f"`train.head_start` must have a head to start. Received {recipe.train.head_start!r} for a task of the "
+            f"form {now.form}. Try leaving it out, or --form head for a classification."
+        )
+
+
+def _form_reason(now: Situation) -> str:
+    return "an encoder has no words" if now.model_kind == "encoder" else f"a {now.model_kind} model can answer in words"
+
+
+def _objective_reason(now: Situation) -> str:
+    if now.objective == "answer":
+        return "many candidates of several tokens: the right one alone is trained"
+    return "few candidates, or of one token each: all of them are looked at"
 
 
 def _adapter(now: Situation) -> tuple[str, str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from tunefork.errors import RecipeError
+from tunefork.recipe.sentences import sentences
 
 Auto = Literal["auto"]
 ModelKind = Literal["causal", "masked", "encoder"]
@@ -102,13 +105,16 @@ class DataSection(Section):
 
 
 class TaskSection(Section):
-    """What is asked of the model. Everything but the name overrides what the preset or kind says."""
+    """What is asked of the model. Everything but the name overrides what the preset or kind says.
+
+    `form` and `objective` become null where the task reads neither.
+    """
 
     name: str = Field(description="a kind (classification, choice, generation, chat, preference, scoring) or a preset")
-    form: Literal["auto", "verbalizer", "head"] = Field(
+    form: Literal["auto", "verbalizer", "head"] | None = Field(
         default="auto", description="answer in words (verbalizer) or through a classification head"
     )
-    objective: Literal["auto", "candidates", "answer"] = Field(
+    objective: Literal["auto", "candidates", "answer"] | None = Field(
         default="auto", description="cross-entropy over candidates, or on the tokens of the right answer"
     )
     prompt: str | None = Field(default=None, description="Jinja template of the text before the answer")
@@ -129,13 +135,15 @@ class TaskSection(Section):
 
 
 class AdapterSection(Section):
+    """`alpha` and `targets` become null where the adapter is no LoRA."""
+
     name: AdapterName | Auto = Field(default="auto", description="which weights are trained: none is all of them")
     rank: int = Field(default=16, ge=1, le=1024, description="lora rank")
-    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Auto = Field(
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Auto | None = Field(
         default="auto", description="lora scale x rank; auto: 2 x rank"
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="lora dropout")
-    targets: tuple[str, ...] | Auto = Field(
+    targets: tuple[str, ...] | Auto | None = Field(
         default="auto", description="module names; auto: every linear layer in the blocks"
     )
     prefix_tokens: int = Field(default=8, ge=1, le=512, description="prefix length")
@@ -215,7 +223,10 @@ class EvaluateSection(Section):
 
 
 class Recipe(Section):
-    """A whole run. `model`, `task` and `adapter` may be given as a bare name."""
+    """A whole run. `model`, `task` and `adapter` may be given as a bare name.
+
+    Raises RecipeError naming each key that is unknown, missing or out of range.
+    """
 
     model: Annotated[ModelSection, BeforeValidator(_named)] = ModelSection()
     task: Annotated[TaskSection, BeforeValidator(_named)]
@@ -228,3 +239,11 @@ class Recipe(Section):
     seed: int = Field(
         default=0, ge=0, lt=2**31, description="of initial weights, order of rows, dropout and demonstrations"
     )
+
+    if not TYPE_CHECKING:  # for type checkers the arguments are the fields
+
+        def __init__(self, **sections: Any) -> None:
+            try:
+                super().__init__(**sections)
+            except ValidationError as error:
+                raise RecipeError(sentences(error, type(self))) from None

@@ -16,6 +16,7 @@ from tunefork.render.rendered import Rendered, common_prefix, last_words, leadin
 from tunefork.tasks.base import MASK, Example, Message, Objective, Task
 
 MOST_ENDS = 4096  # ends of prompts whose continuations are remembered
+MOST_PARTS = 8  # tokens that make a character; a byte each, and they may reach into the next one
 _Split = tuple[list[int], int, tuple[tuple[int, ...], ...]]
 
 
@@ -44,7 +45,8 @@ class Renderer:
         self.objective = self._objective()
 
     def render(self, example: Example) -> list[Rendered]:
-        """The example as training and evaluation see it; several only where a template rewrites earlier turns.
+        """The example as training and evaluation see it; several where a template rewrites earlier turns, and where a
+        text without a prompt is longer than `max_length`.
 
         Raises DataError where the chat template refuses the row, or a prompt has no token to predict from.
         """
@@ -109,19 +111,25 @@ class Renderer:
     def explain(self, rendered: Rendered) -> list[tuple[str, int, str]]:
         """(text, id, role) of each token. Roles: masked, trained, read, `candidate N`, and `right N` for the right one.
 
-        Tokens that were cut are one line with the role `cut` and the id -1, where they stood.
+        The texts joined are the text; of tokens that only together make a character, the first has it. Tokens that were
+        cut are one line with the role `cut` and the id -1, where they stood. Under a head the last line is the name of
+        the right class, with its number and the role `right class`.
         """
+        ids = rendered.ids
         lines = [
-            (self._shown(token), token, "trained" if use else "read" if t == rendered.read_at else "masked")
-            for t, (token, use) in enumerate(zip(rendered.ids, rendered.trained, strict=True))
+            (text, token, "trained" if use else "read" if t == rendered.read_at else "masked")
+            for t, (text, token, use) in enumerate(zip(self._shown(ids), ids, rendered.trained, strict=True))
         ]
         for c, candidate in enumerate(rendered.candidates):
             role = f"right {c}" if c == rendered.example.gold else f"candidate {c}"
-            lines += [(self._shown(token), token, role) for token in candidate]
+            texts = self._shown((*ids[-1:], *candidate))[len(ids[-1:]) :]
+            lines += [(text, token, role) for text, token in zip(texts, candidate, strict=True)]
         if rendered.cut:
             ends = len(self.end) if self.end and rendered.ids[-len(self.end) :] == self.end else 0
             at = len(rendered.ids) - ends if rendered.cut_side == "right" else leading(rendered.ids, self.start)
             lines.insert(at, (f"({rendered.cut} tokens left out)", -1, "cut"))
+        if self.task.form == "head" and rendered.example.gold is not None:
+            lines.append((self.task.labels[rendered.example.gold], rendered.example.gold, "right class"))
         return lines
 
     def _check_chat(self) -> None:
@@ -162,10 +170,25 @@ class Renderer:
         _, answers = self._continued("Which is it?\n" if ends_in_space else "It is", labels)
         return "candidates" if _single(answers) else self.task.objective
 
-    def _shown(self, token: int) -> str:
-        """A token as text, or by its name in the vocabulary where it is only a part of a character."""
-        text = self.tokenizer.decode([token])
-        return text if text and "\ufffd" not in text else str(self.tokenizer.convert_ids_to_tokens(token))
+    def _shown(self, ids: Sequence[int]) -> list[str]:
+        """What each token adds to the text: nothing after the first of those that only together make a character.
+
+        Where no character comes of them (one was cut, say) a token is its name in the vocabulary.
+        """
+        found: list[str] = []
+        before = 0  # where the piece before begins: a token is decoded after it, for its space depends on that
+        while len(found) < len(ids):
+            at = len(found)
+            known = str(self.tokenizer.decode(ids[before:at])) if at else ""
+            for end in range(at + 1, min(at + MOST_PARTS, len(ids)) + 1):
+                text = str(self.tokenizer.decode(ids[before:end]))
+                if text.startswith(known) and len(text) > len(known) and "\ufffd" not in text[len(known) :]:
+                    found += [text[len(known) :], *[""] * (end - at - 1)]
+                    break
+            else:
+                found.append(str(self.tokenizer.convert_ids_to_tokens(ids[at])))
+            before = at
+        return found
 
     def _asked(self, example: Example) -> Example:
         """The example without the reply that is to be generated."""
@@ -250,8 +273,19 @@ class Renderer:
         prompt, whole = self._tokens(example.prompt), self._tokens(example.prompt + example.answer)
         shared = common_prefix(prompt, [whole])
         tail = [*whole[shared:], *([] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id])]
+        if not example.prompt and shared + len(tail) > self.max_length:
+            return self._in_pieces(example, tail)
         trained = [False] * shared + [True] * len(tail)
         return [self._fitted(example, [*whole[:shared], *tail], trained)]
+
+    def _in_pieces(self, example: Example, ids: Sequence[int]) -> list[Rendered]:
+        """A long text without a prompt, all of it trained: each piece after the start token, or the token before it."""
+        room = self.max_length - max(1, len(self.start))
+        found = []
+        for at in range(0, len(ids), room):
+            before, piece = self.start or tuple(ids[max(0, at - 1) : at]), ids[at : at + room]
+            found.append(Rendered(example, (*before, *piece), (False,) * len(before) + (True,) * len(piece)))
+        return found
 
     def _fitted(
         self, example: Example, ids: Sequence[int], trained: Sequence[bool], gone: int = 0, room: int | None = None

@@ -96,6 +96,10 @@ class Task(Protocol):
         """Rows as the task counts them: nested lists (MultiRC, ReCoRD) are unrolled, one row a question."""
         ...
 
+    def columns(self, row: Row) -> dict[str, str]:
+        """Field that the task reads -> the column of the row that it is found in."""
+        ...
+
     def example(self, row: Row) -> Example:
         """Raises DataError naming file, line and column when the row cannot be used."""
         ...

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from tunefork.data.findings import SHOWN, refuse_above
-from tunefork.data.rows import Finding, Row
+from tunefork.data.load import Files, split_files
+from tunefork.data.rows import Finding, Row, Splits
 from tunefork.data.values import counted, listed
-from tunefork.errors import DataError, UnsupportedError
+from tunefork.errors import DataError, RecipeError, UnsupportedError
 from tunefork.recipe.schema import DataSection, ModelKind, TaskSection
 from tunefork.tasks.base import Example, Task, TaskInfo
 from tunefork.tasks.chat import ChatTask
 from tunefork.tasks.choice import ChoiceTask
 from tunefork.tasks.labelled import LabelledTask, find_labels
 from tunefork.tasks.preference import PreferenceTask
-from tunefork.tasks.spec import find_spec, list_specs
+from tunefork.tasks.spec import check_fields, find_spec, list_specs
 from tunefork.tasks.text import TextTask
 
 
@@ -36,7 +38,16 @@ def make_task(
     Raises RecipeError for an unknown task or setting, UnsupportedError for a task this kind of model cannot do,
     DataError when labels are needed and cannot be found.
     """
+    free = section.name == "generation" and data.layout == "text" and not section.prompt
+    if free and section.prompt is not None:
+        section = section.model_copy(update={"prompt": None})
     spec = find_spec(section)
+    check_fields(spec, data)
+    if data.labels and spec.kind not in ("classification", "scoring"):
+        raise RecipeError(
+            f"`data.labels` must not be set for {spec.name}, which has no labels. "
+            f"Received {listed(list(data.labels))}. Try leaving it out, or --task classification."
+        )
     if spec.kind in ("classification", "scoring"):
         names, mapping = find_labels(spec, rows, data.labels, labels)
         return LabelledTask(spec, section, model_kind, names, mapping)
@@ -49,7 +60,7 @@ def make_task(
         return ChoiceTask(spec, section, rows)
     if spec.kind == "preference":
         return PreferenceTask(spec, section)
-    return ChatTask(spec) if spec.kind == "chat" else TextTask(spec, section)
+    return ChatTask(spec) if spec.kind == "chat" else TextTask(spec, section, free=free)
 
 
 def build_examples(
@@ -89,6 +100,24 @@ def build_examples(
         "Mend these rows, or name the right columns with --text-field, --label-field or --set data.fields.NAME=COLUMN.",
     )
     return examples, notes + refuse_above([finding], {"unusable-row"}, len(parts), section.max_unusable, "max_unusable")
+
+
+def split_rows(task: Task, files: Files, section: DataSection) -> tuple[Splits, list[Finding]]:
+    """The files' rows by use, where dev and test are carved by the task's labels and equal texts stay together."""
+
+    def texts(row: Row) -> list[str]:
+        found = []
+        for part in task.rows([row]):
+            with contextlib.suppress(DataError):  # a row that cannot be used is counted where examples are built
+                found.append(item_text(task.example(part)))
+        return found
+
+    return split_files(files, section, section.split_seed, task.label_of if task.labels else None, texts)
+
+
+def item_text(example: Example) -> str:
+    """The text by which two rows are the same."""
+    return example.text or example.prompt
 
 
 def _answered(example: Example) -> bool:

@@ -30,7 +30,7 @@ class ChatTask(SpecTask):
         if not isinstance(given, list) or not given:
             raise DataError(
                 f"{row.source}: a chat row must have a list `messages`. Received {shorten(given)}; the row has "
-                f"{', '.join(sorted(map(str, row.values)))}. Try --layout sharegpt or openai."
+                f"{', '.join(sorted(map(str, row.values)))}. {_advice(row.values)}"
             )
         messages = tuple(chat_message(m, row.source) for m in given)
         last = messages[-1]
@@ -45,6 +45,12 @@ class ChatTask(SpecTask):
     def statistics(self, predictions: Sequence[Prediction]) -> list[Statistic]:
         """The loss, and `stopped` where text was generated, are left out where the predictions come without them."""
         return text_statistics(self.metrics, predictions)
+
+
+def _advice(values: Mapping[str, Any]) -> str:
+    if "completion" in values:  # also of rows in the layout alpaca
+        return "Try --task generation, which learns prompts and completions, or write them as messages."
+    return "Try rows with `messages` (role and content), or ShareGPT's `conversations`, or another --task."
 
 
 def chat_message(given: Any, source: str) -> Message:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
-from tunefork.data.findings import SHOWN, about_rows, refuse_above
+from tunefork.data.findings import SHOWN, about_rows, refuse_shares
 from tunefork.data.rows import Finding
 from tunefork.data.values import counted, shorten
 from tunefork.recipe.schema import DataSection
@@ -25,13 +26,16 @@ def check_rendered(
     for split, rows in rendered.items():
         if not rows:
             continue
-        findings += _cut(split, rows, section)
+        findings += _cut(split, rows)
         if learns_text:
-            findings += _untrained(split, rows, section)
+            findings += _untrained(split, rows)
         findings += _alike(split, rows)
         findings += _unknown(split, rows, renderer)
+    counts = {split: len(rows) for split, rows in rendered.items()}
+    findings = refuse_shares(findings, {"cut-row"}, counts, section, "max_cut")
+    findings = refuse_shares(findings, {"nothing-trained"}, counts, section, "max_unusable")
     if learns_text and rendered.get("train"):
-        findings += _stop(rendered["train"], renderer)
+        findings += [*_pieces(rendered, renderer), *_stop(rendered["train"], renderer)]
         findings += _boundary(rendered["train"], renderer)
     return findings
 
@@ -44,7 +48,7 @@ def _named(rows: Sequence[Rendered], what: Callable[[Rendered], str]) -> tuple[s
     return tuple(f"{where}: {text}" for where, text in _places(rows[:SHOWN], what))
 
 
-def _cut(split: str, rows: Sequence[Rendered], section: DataSection) -> list[Finding]:
+def _cut(split: str, rows: Sequence[Rendered]) -> list[Finding]:
     """Over-long rows, by the side they were cut from; the share of all together is what may not exceed max_cut."""
     words = {"left": "from the left", "right": "from the right", "turns": "as the oldest turns"}
     found: list[Finding] = []
@@ -54,10 +58,10 @@ def _cut(split: str, rows: Sequence[Rendered], section: DataSection) -> list[Fin
         places = _places(cut, lambda r: f"{r.length} tokens, {r.cut} of them left out")
         advice = "Raise model.max_length if the model allows it, or shorten these rows."
         found += about_rows("warning", "cut-row", places, what, advice, split)
-    return refuse_above(found, {"cut-row"}, len(rows), section.max_cut, "max_cut")
+    return found
 
 
-def _untrained(split: str, rows: Sequence[Rendered], section: DataSection) -> list[Finding]:
+def _untrained(split: str, rows: Sequence[Rendered]) -> list[Finding]:
     """Rows whose answer does not fit, or that have no reply to learn from."""
     empty = [r for r in rows if not any(r.trained[1:])]
     why = _places(
@@ -65,12 +69,26 @@ def _untrained(split: str, rows: Sequence[Rendered], section: DataSection) -> li
     )
     what = "without a trained token: nothing is learned from them."
     advice = "Raise model.max_length, or shorten or remove these rows."
-    found = about_rows("warning", "nothing-trained", why, what, advice, split)
-    return refuse_above(found, {"nothing-trained"}, len(rows), section.max_unusable, "max_unusable")
+    return about_rows("warning", "nothing-trained", why, what, advice, split)
+
+
+def _pieces(rendered: Mapping[str, Sequence[Rendered]], renderer: Renderer) -> list[Finding]:
+    """Texts that are learned in several pieces."""
+    found = []
+    for split, rows in rendered.items():
+        counts = Counter(r.example.source for r in rows)
+        long = [count for count in counts.values() if count > 1] if renderer.task.form == "text" else []
+        if long:
+            what = f"longer than {renderer.max_length} tokens, read in {sum(long):,} pieces."
+            text = f"{counted(len(long), 'row')} {what}"
+            found.append(Finding("info", "text-in-pieces", text, len(long), split=split))
+    return found
 
 
 def _stop(rows: Sequence[Rendered], renderer: Renderer) -> list[Finding]:
     """A model that is never shown the stop token in its place never learns to stop."""
+    if renderer.task.form == "text":  # of a text in pieces, the last one ends it
+        rows = list({id(r.example): r for r in rows}.values())
     trained = [r for r in rows if any(r.trained)]
     missing = [r for r in trained if not _ends_trained(r, renderer.stop_ids)]
     if not missing:
@@ -98,7 +116,8 @@ def _ends_trained(r: Rendered, stop: Sequence[int]) -> bool:
 def _boundary(rows: Sequence[Rendered], renderer: Renderer) -> list[Finding]:
     """Prompts whose last tokens are others where an answer follows: the model is asked in a way it was not trained."""
     last = {id(r.example): r for r in rows}.values()  # a chat may be several texts; the last has the last reply
-    tried = [r for r in last if any(r.trained) and not r.cut and _ends_in_answer(r.example)][:TRIED]
+    asked_for = [r for r in last if r.example.prompt or r.example.messages]
+    tried = [r for r in asked_for if any(r.trained) and not r.cut and _ends_in_answer(r.example)][:TRIED]
     other: list[Rendered] = []
     for r in tried:
         asked = renderer.prompt(r.example).ids

@@ -29,9 +29,9 @@ class ChoiceTask(SpecTask):
 
     def __init__(self, spec: TaskSpec, section: TaskSection, rows: Sequence[Row]) -> None:
         super().__init__(spec, ("accuracy",))
-        self.automatic_objective = section.objective == "auto"
+        self.automatic_objective = section.objective in ("auto", None)
         fitting: Objective = "candidates" if self._most(rows) <= MOST_CANDIDATES else "answer"
-        self.objective: Objective = fitting if section.objective == "auto" else section.objective
+        self.objective: Objective = section.objective if section.objective not in ("auto", None) else fitting
 
     def example(self, row: Row) -> Example:
         """Raises DataError for a missing field, fewer than two choices, or a right answer that is none of them."""

@@ -35,7 +35,7 @@ class LabelledTask(SpecTask):
         self.labels = labels
         self._index = {value: labels.index(name) for value, name in names.items()}
         self.form: Form = _form(section, model_kind)
-        self.automatic_objective = section.objective == "auto"
+        self.automatic_objective = section.objective in ("auto", None)
         self.objective: Objective = _objective(section, model_kind, self.form, len(labels))
         self.template, self._key = _template(spec, section, model_kind, self.form)
         self.wording: Mapping[str, Any] = {self._key.removeprefix("task."): self.template, "labels": list(labels)}
@@ -109,6 +109,8 @@ def find_labels(
     fewer than two labels are found.
     """
     mapping = {label_text(value) or value: name for value, name in (given or spec.labels or {}).items()}
+    if given and not names:
+        _refuse_unmatched(mapping, _values(spec, rows))
     if names:
         mapping = {value: name for value, name in mapping.items() if name in names} | {name: name for name in names}
     elif not mapping:
@@ -133,10 +135,28 @@ def find_labels(
     return found, {name: name for name in found} | mapping
 
 
+def _refuse_unmatched(mapping: Mapping[str, str], values: Sequence[str]) -> None:
+    """Raises RecipeError where a value is named that no row has, and rows have one that is not named: a misspelling."""
+    rest = [value for value in values if not {value, value.replace("_", " ")} & mapping.keys()]
+    unnamed = [value for value in rest if not {value, value.replace("_", " ")} & set(mapping.values())]
+    for value, name in mapping.items():
+        hint = did_you_mean(value, rest)
+        if value not in values and name not in rest and (hint or unnamed):
+            raise RecipeError(
+                f"`data.labels` must name values of the label column: {listed(sorted(values))}. Received `{value}`, "
+                f"which no row has.{hint or ' Try one that is there.'}"
+            )
+
+
+def _values(spec: TaskSpec, rows: Sequence[Row]) -> list[str]:
+    """Distinct labels of the rows."""
+    seen = {label_text(named_values(spec, part).get("label")) for row in rows for part in unrolled(spec, row)}
+    return [value for value in seen if value is not None]
+
+
 def _seen(spec: TaskSpec, rows: Sequence[Row]) -> list[str]:
     """Distinct labels of the rows, at least two of them."""
-    seen = {label_text(named_values(spec, part).get("label")) for row in rows for part in unrolled(spec, row)}
-    values = [value for value in seen if value is not None]
+    values = _values(spec, rows)
     if len(values) == 1:
         raise DataError(
             f"Training rows must carry at least two different labels. Received {values[0]!r} in all of them. Try rows "
@@ -162,7 +182,9 @@ def _form(section: TaskSection, model_kind: ModelKind) -> Form:
             "`task.form` verbalizer needs a causal or masked model. Received an encoder, which predicts no words. "
             "Try --form head."
         )
-    return "head" if section.form == "head" or (section.form == "auto" and model_kind == "encoder") else "verbalizer"
+    if section.form in ("auto", None):
+        return "head" if model_kind == "encoder" else "verbalizer"
+    return section.form
 
 
 def _objective(section: TaskSection, model_kind: ModelKind, form: str, labels: int) -> Objective:
@@ -172,7 +194,7 @@ def _objective(section: TaskSection, model_kind: ModelKind, form: str, labels: i
             f"`task.objective` answer needs a causal model that answers in words. Received a {model_kind} model "
             f"and the form {form}. Try objective candidates."
         )
-    if section.objective == "auto":
+    if section.objective in ("auto", None):
         return "answer" if in_words and labels > MOST_CANDIDATES else "candidates"
     return section.objective
 

@@ -12,10 +12,11 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, ValidationError
 
+from tunefork.data.layouts import NAMES
 from tunefork.data.rows import Row
 from tunefork.data.values import look_up
 from tunefork.errors import RecipeError, did_you_mean
-from tunefork.recipe.schema import Section, TaskKind, TaskSection
+from tunefork.recipe.schema import DataSection, Section, TaskKind, TaskSection
 from tunefork.tasks.base import Objective, TaskInfo
 from tunefork.tasks.template import compiled, fill, names_in
 
@@ -99,6 +100,12 @@ class SpecTask:
         """One row a question."""
         return [part for row in rows for part in unrolled(self.spec, row)]
 
+    def columns(self, row: Row) -> dict[str, str]:
+        """Field -> the column of the row that it is read from, where there is one."""
+        (first, *_) = self.rows([row])
+        named = {name: _column(first.values, name, columns) for name, columns in self.spec.fields.items()}
+        return {name: found[0] for name, found in named.items() if found is not None}
+
     def label_of(self, row: Row) -> str | None:
         """Answers in free text and positions of right ones are nothing to stratify by."""
         return None
@@ -141,17 +148,35 @@ def find_spec(section: TaskSection) -> TaskSpec:
         compiled(getattr(spec, key), f"task.{key}")
     for template in () if isinstance(spec.choices, str) else spec.choices:
         compiled(template, "task.choices")
-    if section.prompt and not names_in(section.prompt):  # an empty one is none: plain text
+    whole = spec.kind == "generation" and section.prompt == "" and section.answer is not None  # a text without prompt
+    if section.prompt is not None and not names_in(section.prompt) and not whole:
+        text = " For texts without a prompt, try --layout text." if spec.kind == "generation" else ""
         raise RecipeError(
             f"`task.prompt` must show something of the row. Received {section.prompt!r}, the same for every row. "
-            "Try {{ text }}, or another column, in it."
+            f"Try {{{{ text }}}}, or another column, in it.{text}"
         )
     return spec
 
 
+def check_fields(spec: TaskSpec, data: DataSection) -> None:
+    """Raises RecipeError for a name in `data.fields` under which the task looks for nothing."""
+    templates = (spec.text, spec.group, spec.prompt, spec.masked_prompt, spec.choice_value, spec.choice, spec.answer)
+    choices = () if isinstance(spec.choices, str) else spec.choices
+    read = {name for template in (*templates, *choices) for name in names_in(template)} | set(spec.fields)
+    read |= {spec.right, *spec.references, *([spec.choices] if isinstance(spec.choices, str) else [])}
+    known = read | NAMES | {column for columns in spec.fields.values() for column in columns} | set(spec.unroll)
+    for name in data.fields:
+        if name not in known and name != data.group_field:
+            asked = list(spec.fields) or sorted(read & NAMES)
+            raise RecipeError(
+                f"`data.fields` must name what the task reads: {', '.join(asked)}. Received {name!r}, which "
+                f"{spec.name} does not read.{did_you_mean(name, sorted(known))}"
+            )
+
+
 def _set(section: TaskSection, key: str) -> set[str]:
-    """`key` as a set if the section really sets it: its default says nothing."""
-    return {key} if getattr(section, key) != TaskSection.model_fields[key].default else set()
+    """`key` as a set if the section really sets it: its default says nothing, and null in a kept recipe neither."""
+    return {key} if getattr(section, key) not in (TaskSection.model_fields[key].default, None) else set()
 
 
 def unrolled(spec: TaskSpec, row: Row) -> list[Row]:
@@ -176,17 +201,21 @@ def unrolled(spec: TaskSpec, row: Row) -> list[Row]:
 def named_values(spec: TaskSpec, row: Row) -> dict[str, Any]:
     """The row's values with the spec's field names added, each from the first of its columns that is there.
 
-    The field's own name comes first: the data room puts a column named by the recipe (`data.fields`) there.
+    The field's own name comes first: the data room puts a column named by the recipe (`data.fields`) there. A column
+    that is called so but for capitals comes after all that are called so exactly.
     """
-    values = dict(row.values)
-    found = {}
-    for name, columns in spec.fields.items():
-        for column in (name, *columns):
-            value = look_up(values, column)
-            if value is not None:
-                found[name] = value
-                break
-    return {**values, **found}
+    found = {name: found[1] for name, columns in spec.fields.items() if (found := _column(row.values, name, columns))}
+    return {**row.values, **found}
+
+
+def _column(values: Mapping[str, Any], name: str, columns: Sequence[str]) -> tuple[str, Any] | None:
+    """The first of the columns that has a value, and the value."""
+    for column in (name, *columns):
+        if (value := look_up(values, column)) is not None:
+            return column, value
+    small = {str(column).lower(): column for column in values}
+    there = [small[column.lower()] for column in (name, *columns) if column.lower() in small]
+    return next(((column, values[column]) for column in there if values[column] is not None), None)
 
 
 def group_of(spec: TaskSpec, values: Mapping[str, Any], source: str) -> str:

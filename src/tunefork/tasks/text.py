@@ -31,19 +31,28 @@ TEXT_METRICS = {
 
 
 class TextTask(SpecTask):
-    """The answer follows the prompt and ends with the end token; the loss is on both."""
+    """The answer follows the prompt and ends with the end token; the loss is on both.
+
+    With `free` (free completion, rows of the layout `text`) the answer is the whole text and the prompt is empty; only
+    the loss can judge it. Asked to predict, the text is the prompt, and what follows it the answer.
+    """
 
     form: Form = "text"
 
-    def __init__(self, spec: TaskSpec, section: TaskSection) -> None:
+    def __init__(self, spec: TaskSpec, section: TaskSection, *, free: bool = False) -> None:
+        if free:
+            answer = spec.answer if section.answer is not None else "{{ completion }}"
+            metrics = spec.metrics if section.metric is not None else ("loss",)
+            own = {"text": "{{ text }}", "prompt": "{{ prompt }}", "answer": answer, "metrics": metrics, "fields": {}}
+            spec = spec.model_copy(update=own)
         super().__init__(spec, TEXT_METRICS)
-        self._own_prompt = section.prompt is not None
+        self._free, self._own_prompt = free, section.prompt is not None
 
     def example(self, row: Row) -> Example:
         """Raises DataError for a missing or empty field. A row without an answer can only be predicted."""
         values = named_values(self.spec, row)
         prompt = fill(self.spec.prompt, "task.prompt", values, row.source)
-        if self.spec.prompt and not prompt.strip():
+        if self.spec.prompt and not prompt.strip() and not self._free:
             raise DataError(f"{row.source}: the prompt must not be empty.")
         references = self._references(values)
         if is_blank(values.get("answer")) or isinstance(values.get("answer"), list | Mapping):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from tunefork.data import Finding, Item, Row, Splits, check_items, load_splits
+from tunefork.data import Finding, Item, Row, Splits, check_items, read_files
+from tunefork.data.findings import refuse_shares
 from tunefork.errors import DataError, RecipeError
 from tunefork.evaluate.baselines import BaselineResult, check_baselines, fitting_baselines, run_baselines
 from tunefork.evaluate.harness import Asking, nothing
@@ -17,6 +18,7 @@ from tunefork.evaluate.objective import check_objective, is_mean
 from tunefork.methods import check_settings, method_info, usual_batch
 from tunefork.models import (
     ModelFacts,
+    adapter_targets,
     autocast,
     check_support,
     choose_device,
@@ -27,10 +29,11 @@ from tunefork.models import (
     torch_dtype,
     usable_positions,
 )
-from tunefork.recipe import DataSection, Recipe, Resolved, resolve
+from tunefork.recipe import DataSection, Reason, Recipe, Resolved, resolve
 from tunefork.recipe.resolve import Situation
 from tunefork.render import Rendered, Renderer
-from tunefork.tasks import Example, Task, build_examples, make_task
+from tunefork.tasks import Example, Task, build_examples, make_task, split_rows
+from tunefork.tasks.build import item_text
 from tunefork.tasks.check import check_rendered
 
 LONGEST_AUTOMATIC = 4096
@@ -99,14 +102,14 @@ def prepare(recipe: Recipe) -> Job:
     facts = inspect_model(recipe.model)
     device, _ = choose_device(recipe.model)
     dtype, dtype_reason = choose_dtype(recipe.model, device)
-    splits, findings = load_splits(recipe.data, recipe.data.split_seed, None)
-    task = make_task(recipe.task, recipe.data, facts.kind, _label_rows(splits, recipe.data))
+    files = read_files(recipe.data)
+    laid_out = recipe.data.model_copy(update={"layout": files.layout})
+    task = make_task(recipe.task, laid_out, facts.kind, files.rows["train"])
     if recipe.data.rows_per_label is not None and not task.labels:
         raise RecipeError(
             f"`data.rows_per_label` needs a task with labels. Received {recipe.task.name}. Try data.train_rows."
         )
-    if task.labels:  # once the labels are known the split can be stratified by them
-        splits, findings = load_splits(recipe.data, recipe.data.split_seed, task.label_of)
+    splits, findings = split_rows(task, files, recipe.data)
     if recipe.adapter.name != "auto":
         check_support(facts, recipe.adapter.name, task.form, method.name)
 
@@ -130,7 +133,10 @@ def prepare(recipe: Recipe) -> Job:
     if not rendered["train"] and not any(f.level == "error" for f in findings):
         raise DataError("Training needs at least one usable row. Received none. Try `tunefork data check` to see why.")
 
-    resolved = resolve(recipe, _situation(recipe, facts, renderer, device, dtype, dtype_reason, rendered))
+    now = _situation(recipe, facts, renderer, device, dtype, dtype_reason, rendered, files.layout)
+    resolved = resolve(recipe, now)
+    found = [Reason(f"data.fields.{k}", v, "found by its name") for k, v in _guessed(task, recipe.data, rows).items()]
+    resolved = replace(resolved, reasons=(*resolved.reasons, *found))
     adapter = resolved.recipe.adapter.name
     if task.objective == "preference" and (adapter not in ("lora", "dora", "qlora") or not method.needs_backward):
         raise RecipeError(
@@ -158,22 +164,23 @@ def refuse_errors(findings: Sequence[Finding]) -> None:
     raise DataError("The data must be usable. Refused because:\n  " + "\n  ".join(lines))
 
 
-def _label_rows(splits: Splits, section: DataSection) -> list[Row]:
-    """The rows of the train file, also those carved from it, so that a rare label is not lost to the split."""
-    carved = [splits.dev] if section.dev is None else []
-    carved += [splits.test] if section.test is None else []
-    return [row for part in (splits.train, *carved) for row in part]
+def _guessed(task: Task, section: DataSection, rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
+    """Field -> column, of those that the task reads from the first training row and nobody has named."""
+    columns = task.columns(rows["train"][0]) if rows["train"] else {}
+    return {field: column for field, column in columns.items() if field not in section.fields}
 
 
 def _examples(
     task: Task, splits: Splits, section: DataSection, findings: list[Finding]
 ) -> tuple[dict[str, Sequence[Row]], dict[str, Sequence[Example]]]:
-    rows: dict[str, Sequence[Row]] = {}
+    rows: dict[str, Sequence[Row]] = {name: getattr(splits, name) for name in SPLITS}
     examples: dict[str, Sequence[Example]] = {}
+    lenient, found = section.model_copy(update={"max_unusable": 1.0}), list[Finding]()
     for name in SPLITS:
-        rows[name] = getattr(splits, name)
-        examples[name], found = build_examples(task, rows[name], section, labelled=True)
-        findings += [Finding(f.level, f.code, f.message, f.count, f.examples, f.advice, name) for f in found]
+        examples[name], more = build_examples(task, rows[name], lenient, labelled=True)
+        found += [replace(finding, split=name) for finding in more]
+    counts = {name: len(task.rows(part)) for name, part in rows.items()}
+    findings += refuse_shares(found, {"unusable-row"}, counts, section, "max_unusable")
     return rows, examples
 
 
@@ -181,7 +188,7 @@ def _item(example: Example, task: Task) -> Item:
     label = None
     if example.gold is not None:
         label = task.labels[example.gold] if task.labels else str(example.gold)
-    return Item(example.source, example.text or example.prompt, label, example.group)
+    return Item(example.source, item_text(example), label, example.group)
 
 
 def _teaches(rendered: Rendered) -> bool:
@@ -197,6 +204,7 @@ def _situation(
     dtype: str,
     dtype_reason: str,
     rendered: Mapping[str, Sequence[Rendered]],
+    layout: str,
 ) -> Situation:
     spread = [len(r.candidates) for r in rendered["train"] if r.candidates and r.read_at is None]
     fanned_out = max(spread, default=1) if renderer.objective != "answer" else 1
@@ -210,6 +218,9 @@ def _situation(
         dtype_reason=dtype_reason,
         kind_reason=f"its config says {facts.architecture}",
         form=renderer.task.form,
+        objective=renderer.objective,
+        layout=layout,
+        targets=functools.partial(adapter_targets, facts, renderer.task.form),
         train_rows=len(rendered["train"]),
         longest=max((r.length for part in rendered.values() for r in part), default=8),
         sequences_per_row=fanned_out,

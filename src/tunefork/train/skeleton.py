@@ -63,7 +63,7 @@ def build_skeleton(
     loaded = Loaded(model, _beside_backbone(model) if head else ())
     name = adapter.name
     lora = name in ("lora", "qlora", "dora") and not (frozen and name == "qlora")
-    targets = lora_targets(model, adapter.targets) if lora else []
+    targets = lora_targets(model, adapter.targets or "auto") if lora else []
     if name == "qlora" or facts.quantized:
         _quantize(model)
     if frozen and name in ("none", "qlora"):
