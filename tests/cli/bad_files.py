@@ -61,6 +61,7 @@ BYTES = (
     Case("latin-1", lambda p: p.train_on("a.csv", CSV.encode() + MARGHERITA), ("0xf6", "line 26", "iconv")),
     Case("empty", lambda p: p.train_on("a.csv", ""), ("empty file (0 bytes)",)),
     Case("blank", lambda p: p.train_on("a.csv", "\n \n\n"), ("without any text",)),
+    Case("binary", lambda p: p.train_on("a.csv", bytes(range(1, 256)) * 9), ("must be text", "binary data")),
     Case("a zip archive", lambda p: p.train_on("a.csv", zipped()), ("zip archive", "unpack")),
     Case("a pointer of git lfs", lambda p: p.train_on("a.csv", "version https://git-lfs.com\n"), ("git lfs pull",)),
     Case("xlsx in name only", lambda p: p.train_on("a.xlsx", CSV), ("must be an .xlsx workbook",)),
@@ -90,6 +91,17 @@ TEXT = (
 
 LABELS = (
     Case(
+        "text and label swapped",
+        lambda p: p.train_on("a.csv", [{"text": r["label"], "label": r["text"]} for r in reviews()]),
+        ("24 rows carry 24 different labels", "Are text and label swapped"),
+    ),
+    Case(
+        "labels that are amounts",
+        lambda p: p.train_on("a.csv", [{**r, "label": 1.37 * i} for i, r in enumerate(reviews())]),
+        ("24 different labels", "an amount rather than a class"),
+    ),
+    Case("field misspelt", lambda p: p.train("--set", "data.fields={txt: text}"), ("'txt'", "Did you mean `text`?")),
+    Case(
         "labels empty",
         lambda p: p.train_on("a.csv", rows_with({"label": ""})),
         ("two different labels", "`label` is empty"),
@@ -105,7 +117,7 @@ LABELS = (
     Case(
         "label not named",
         lambda p: p.train("--labels", "good=yes,baad=no"),
-        ("9 rows", "'bad'", "Did you mean `baad`?"),
+        ("`bad`, `good`", "Received `baad`", "Did you mean `bad`?"),
     ),
     Case(
         "label column misspelt",
@@ -155,7 +167,12 @@ CHATS = (
     Case("all of weight 0", lambda p: p.chat(chats(weight=0)), ("no reply to learn from",)),
     Case("no assistant", lambda p: p.chat(roles("user", "user")), ("no reply to learn from",)),
     Case("messages not a list", lambda p: p.chat([{"messages": "Hello"}] * 9), ("list `messages`",)),
-    Case("a table of texts", lambda p: p.train("--task", "chat"), ("`messages`", "label, text")),
+    Case("a table of texts", lambda p: p.train("--task", "chat"), ("`messages`", "label, text", "or another --task")),
+    Case(
+        "prompts for a chat",
+        lambda p: p.chat([{"prompt": f"Q{i}", "completion": f"A{i}"} for i in range(ROWS)]),
+        ("`messages`", "Try --task generation"),
+    ),
     Case(
         "two layouts in one file",
         lambda p: p.chat([*chats(), {"prompt": "a", "completion": "b"}]),

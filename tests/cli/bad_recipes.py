@@ -92,6 +92,17 @@ FILES = (
     Case("yaml value of another type", lambda p: p.train_with(YAML + "train: 5\n"), ("`train`", "Received 5")),
     Case("no such recipe", lambda p: ["train", "recpie.yaml", p.put("recipe.yaml", YAML), "--json"][:2], ("recpie",)),
     Case("a folder that is no run", lambda p: ["train", p.folder, "--json"], ("recipe.yaml",)),
+    Case("rows for a recipe", lambda p: ["train", p.rows(), "--json"], ("must be a mapping", "try --train")),
+    Case(
+        "rows in jsonl for a recipe",
+        lambda p: ["train", p.put("a.jsonl", chats()), "--json"],
+        ("If it holds rows, try --train {folder}/a.jsonl",),
+    ),
+    Case(
+        "a model for a run",
+        lambda p: ["evaluate", p.model(), "--task", "sst2", "--test", p.rows()],
+        ("If '{folder}/model' is a model, try --model {folder}/model",),
+    ),
     Case("no task", lambda p: ["train", "--json", "--train", p.rows()], ("`task` must be given",)),
 )
 
@@ -126,7 +137,7 @@ VALUES = (
     Case("batch of none", lambda p: p.train("--batch-size", 0), ("`train.batch_size`", "Received 0")),
     Case("rank 0", set_("adapter.rank", 0), ("`adapter.rank`", "Received 0")),
     Case("alpha negative", set_("adapter.alpha", -4), ("`adapter.alpha`", "Received -4")),
-    Case("betas of 1", set_("train.betas", "[0.9, 1.0]"), ("`train.betas`", "less than 1")),
+    Case("betas of 1", set_("train.betas", "[0.9, 1.0]"), ("`train.betas.1`", "less than 1")),
     Case("three betas", set_("train.betas", "[0.9, 0.9, 0.9]"), ("`train.betas`",)),
     Case("seed negative", lambda p: p.train("--seed", -1), ("`seed`", "Received -1")),
     Case("--seeds negative", lambda p: p.train("--seeds", -1), ("--seeds", "greater than or equal to 1")),
@@ -151,6 +162,8 @@ WORDINGS = (
         ("one token", "supercalifragilistic"),
     ),
     Case("two labels that are one", lambda p: p.train("--labels", "good=yes ,bad=yes"), ("two different",)),
+    Case("prompt that is empty", lambda p: p.train("--prompt", ""), ("`task.prompt`", "the same for every row")),
+    Case("prompt set to nothing", set_("task.prompt", ""), ("`task.prompt`", "the same for every row")),
     Case("setting of another task", set_("task.choices", "[a, b]"), ("`task.choices`", "no use for it")),
     Case("length too small", wide_prompt, ("max_cut", "model.max_length")),
     Case("length too small to mean anything", lambda p: p.train("--max-length", 4), ("`model.max_length`", "8")),
@@ -159,7 +172,16 @@ WORDINGS = (
 
 MODELS = (
     Case("no such folder", model(lambda p: p.model().parent / "modle"), ("modle", "`{folder}/model`?")),
-    Case("hub out of reach", lambda p: p.train("--model", "nobody/nothing"), ("'nobody/nothing'", "hf download")),
+    Case(
+        "hub out of reach",
+        lambda p: p.train("--model", "nobody/nothing"),
+        ("'nobody/nothing'", "not in the cache, and the hub is not asked (offline)", "hf download"),
+    ),
+    Case(
+        "a run that is not there",
+        lambda p: ["chat", p.put("runs/one/x", "").parents[1].name + "/nope"],
+        ("the folder `runs` has none of that name",),
+    ),
     Case("a file", model(lambda p: p.rows()), ("Received the file", "Try its folder")),
     Case("no config", model(lambda p: without(p, "config.json")), ("must hold config.json",)),
     Case("config broken", model(broken_config), ("config.json",)),
@@ -172,6 +194,8 @@ MODELS = (
     Case("an adapter", model(with_adapter_only), ("which holds an adapter",)),
     Case("no tokenizer", model(lambda p: without(p, "tokenizer.json", "tokenizer_config.json")), ("tokenizer",)),
     Case("prefix on a masked model", lambda p: masked(p, "--adapter", "prefix"), ("prefix", "--adapter lora")),
+    Case("targets of full training", set_("adapter.targets", "[nope]"), ("`adapter.targets`", "--adapter lora")),
+    Case("rank of a head", set_("adapter", "{name: head, rank: 4}"), ("head", "Try --adapter lora")),
     Case("adapter head in chat", lambda p: p.good_chat("--adapter", "head"), ("classification head", "chat")),
     Case("head form in chat", lambda p: p.chat(chats(), "--form", "head"), ("`task.form`", "no use for it")),
     Case("generation by a masked model", lambda p: masked(p, "--task", "generation"), ("needs a causal model",)),

@@ -29,4 +29,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"tunefork: {text}\n")
+    from tunefork.data.values import visible
+
+    sys.stderr.write(f"tunefork: {visible(text)}\n")

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from tunefork import __version__
-from tunefork.cli.options import parse_size, recipe_command
-from tunefork.cli.screen import Json, emit, empty_table, screen
+from tunefork.cli.options import Origin, parse_size, recipe_command
+from tunefork.cli.screen import Json, emit, empty_table, escape, screen
 from tunefork.cli.server import keys_app, serve
+from tunefork.data.values import visible
 from tunefork.errors import DataError
 from tunefork.recipe import Recipe
 
@@ -110,14 +110,17 @@ def _show_spread(console: Console, found: SeedsResult) -> None:
 
 @app.command()
 @recipe_command
-def evaluate(recipe: Recipe, *, source: Path | None, as_json: Json = False) -> None:
+def evaluate(recipe: Recipe, *, origin: Origin, as_json: Json = False) -> None:
     """Measure a run (give its folder), or any --model as it is, on the rows of --test."""
     from tunefork import workflows
     from tunefork.cli.show import metrics_table, show_findings
     from tunefork.report.words import duration
 
     console = screen(as_json)
-    model = str(source) if source is not None and workflows.is_trained(source) else recipe.model.name
+    model = recipe.model.name
+    if origin.file is not None and workflows.is_trained(origin.file):
+        origin.only("data.test", "model.device", "evaluate.", "seed")
+        model = str(origin.file)
     found = workflows.evaluate(model, recipe=recipe)
     show_findings(console, [f for f in found.findings if f.level != "info"])
     console.print(metrics_table({model: found.metrics}))
@@ -145,20 +148,23 @@ def compare(
     from tunefork.report.words import duration, size
 
     console = screen(as_json)
-    names = [name.strip() for name in methods.split(",") if name.strip()] if methods else None
+    names = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else None
     limit = parse_size(memory_limit) if memory_limit is not None else None
     on_cell = lambda name: console.print(f"[dim]{escape(name)} …[/]")  # noqa: E731
     found = workflows.compare(recipe, names, memory_limit=limit, on_cell=on_cell)
     table = empty_table("", right=(found.metric, "against the best baseline", "time", "peak memory"))
     for cell in found.cells:
         if cell.error is not None:
-            table.add_row(escape(cell.name), f"[yellow]{escape(cell.error)}[/]", "", "", "")
+            table.add_row(escape(cell.name), "[yellow]none[/]", "", "", "")
             continue
         versus = cell.against_best_baseline
         difference = f"{versus['difference']:+.3f} ({versus['low']:+.3f} to {versus['high']:+.3f})" if versus else ""
         value, cost = interval(cell.metrics.get(found.metric)), size(cell.peak_memory_bytes)
         table.add_row(escape(cell.name), value, difference, duration(cell.seconds), cost)
     console.print(table)
+    for cell in found.cells:
+        if cell.error is not None:
+            console.print(f"[yellow]{escape(cell.name)}[/] {escape(cell.error)}", soft_wrap=True)
     if found.advice is not None:
         console.print(escape(found.advice.sentence), soft_wrap=True)
     console.print(f"[bold]{escape(str(found.path))}[/]  comparison.json · cells/", soft_wrap=True)
@@ -217,7 +223,7 @@ def chat(
         if interactive:
             sys.stdout.write("model> ")
         for piece in talk.say(line.strip()):
-            sys.stdout.write(piece)
+            sys.stdout.write(visible(piece))
             sys.stdout.flush()
         sys.stdout.write("\n")
         if talk.left_out:
@@ -308,6 +314,9 @@ def tasks(as_json: Json = False) -> None:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="the run's folder")] = Path("runs/demo"),
+    rows: Annotated[
+        Path | None, typer.Option("--rows", metavar="FILE", help="only write the embedded rows, as csv, jsonl …")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """The main job on the embedded model and data: a few minutes on two CPU cores, no network."""
@@ -316,6 +325,12 @@ def demo(
     from tunefork.cli.show import show_result
 
     console = screen(as_json)
+    if rows is not None:
+        count = workflows.demo_rows(rows)
+        console.print(f"{count:,} rows of customer feedback: [bold]{escape(str(rows))}[/]", soft_wrap=True)
+        if as_json:
+            emit({"path": str(rows), "rows": count})
+        return
     done = workflows.demo(out, listener=Watcher(console))
     show_result(console, done.result, str(done.path))
     if as_json:
@@ -368,16 +383,12 @@ def data_show(
 ) -> None:
     """A row as the model sees it: every token, masked or trained."""
     from tunefork import workflows
+    from tunefork.cli.show import show_tokens
 
     shown = workflows.show_data(recipe, row=row, split=split)
     if as_json:
         emit([asdict(one) for one in shown])
         return
     console = screen(False)
-    styles = {"trained": "green", "right": "green", "candidate": "cyan", "cut": "red", "read": "magenta"}
     for one in shown:
-        console.print(f"[dim]{escape(one.source)}[/]")
-        for text, token, role in one.tokens:
-            console.print(
-                f"{token:>8}  {role:10} {escape(repr(text))}", style=styles.get(role.split()[0], "dim"), soft_wrap=True
-            )
+        show_tokens(console, one)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.markup import escape
@@ -31,6 +31,22 @@ _METAVARS = {
     "model.name": "MODEL",
     "out": "FOLDER",
 }
+
+
+class Origin(NamedTuple):
+    """Where a recipe came from: a file or a run's folder, and the paths that flags and --set have set."""
+
+    file: Path | None
+    given: Sequence[str]
+
+    def only(self, *read: str) -> None:
+        """Raises RecipeError for a path that was set and does not begin like one of `read`."""
+        for path in self.given:
+            if not path.startswith(read):
+                raise RecipeError(
+                    f"`{path}` must be read by the command. A run knows its own task, columns and model: read are "
+                    f"{', '.join(read)}. Received it for {self.file}. Try leaving it out."
+                )
 
 
 def parse_size(text: str) -> int:
@@ -71,10 +87,10 @@ def kept_recipe(file: Path | None, overrides: dict[str, Any]) -> tuple[Path | No
 def recipe_command(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command `(recipe: Recipe, **own)` the recipe file argument, every alias flag, and `--set`.
 
-    A command that also takes `source: Path | None` is told which file or run folder the recipe came from.
+    A command that also takes `origin: Origin` is told where the recipe came from.
     """
     wanted = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-    own = [p for p in wanted if p.name != "source"]
+    own = [p for p in wanted if p.name != "origin"]
     file = inspect.Parameter(
         "recipe_file",
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
@@ -115,8 +131,8 @@ def recipe_command(command: Callable[..., None]) -> Callable[..., None]:
         if given.get("resume") and given["seeds"] == 1:
             file, overrides = kept_recipe(file, overrides)
         recipe: Recipe = load_recipe(file, overrides)
-        source = {"source": file} if len(own) < len(wanted) else {}
-        command(recipe, **source, **{p.name: given[p.name] for p in own})
+        origin = {"origin": Origin(file, tuple(overrides))} if len(own) < len(wanted) else {}
+        command(recipe, **origin, **{p.name: given[p.name] for p in own})
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

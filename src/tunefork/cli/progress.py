@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from tunefork.cli.screen import escape
 from tunefork.cli.show import number, show_plan
 from tunefork.report.words import duration, size
 from tunefork.train.loop import Event

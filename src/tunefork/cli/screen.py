@@ -10,14 +10,22 @@ from typing import Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape as escape_markup
 from rich.table import Table
+
+from tunefork.data.values import visible
 
 Json = Annotated[bool, typer.Option("--json", help="machine-readable results alone on stdout")]
 
 
 def screen(machine: bool) -> Console:
     """Where people read: stdout, or stderr when stdout is for a machine."""
-    return Console(stderr=machine, highlight=False)
+    return Console(stderr=machine, highlight=False, emoji=False)
+
+
+def escape(text: str) -> str:
+    """Text from elsewhere (rows, labels, paths, models) as it may be printed: no markup, no commands to a terminal."""
+    return escape_markup(visible(text))
 
 
 def emit(value: Any) -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from tunefork.cli.screen import Json, emit, empty_table, screen
+from tunefork.cli.screen import Json, emit, empty_table, escape, screen
 
 Data = Annotated[Path, typer.Option("--data", help="the server's folder: database, files, jobs")]
 HERE = Path("tunefork-data")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from tunefork.cli.screen import escape
 from tunefork.data import Finding
 from tunefork.recipe.load import settings
 from tunefork.report.words import duration, size
 from tunefork.workflows.finetune import Plan
+from tunefork.workflows.inspect import ShownRow
 
 _MARKS = {"error": "[bold red]error[/]", "warning": "[yellow]warning[/]", "info": "[dim]note[/]"}
 
@@ -28,10 +30,10 @@ def show_plan(console: Console, plan: Plan) -> None:
     why = {reason.path: reason.why for reason in job.resolved.reasons}
     table = Table(title="Recipe, as it will run", title_justify="left", box=None, pad_edge=False, show_header=False)
     table.add_column("key", style="bold", no_wrap=True)
-    table.add_column("value", overflow="fold", max_width=48)
-    table.add_column("why", style="dim", overflow="fold")
-    for path, value, said in settings(recipe.model_dump(mode="json"), why):
-        table.add_row(path, escape(_short(value)), escape(said))
+    table.add_column("value and why", overflow="fold")
+    guessed = [(reason.path, reason.value, reason.why) for reason in job.resolved.reasons if reason.guessed]
+    for path, value, said in (*settings(recipe.model_dump(mode="json"), why), *guessed):
+        table.add_row(path, f"{escape(_short(value))} [dim]· {escape(said)}[/]")
     console.print(table)
     console.print()
     for name, count in job.counts().items():
@@ -94,6 +96,16 @@ def interval(figure: Mapping[str, Any] | None) -> str:
     if figure.get("low") is None or figure.get("high") is None:
         return f"{figure['value']:.3f}"
     return f"{figure['value']:.3f} [dim]({figure['low']:.3f} to {figure['high']:.3f})[/]"
+
+
+def show_tokens(console: Console, row: ShownRow) -> None:
+    """A row as the model sees it, a token a line; a character that takes several stands beside its first one."""
+    styles = {"trained": "green", "right": "green", "candidate": "cyan", "cut": "red", "read": "magenta"}
+    console.print(f"[dim]{escape(row.source)}[/]")
+    for text, token, role in row.tokens:
+        shown = escape(json.dumps(text, ensure_ascii=False)) if text else "⋮"
+        style = styles.get(role.split()[0], "dim")
+        console.print(f"{token:>8}  {role:11} {shown}", style=style, soft_wrap=True)
 
 
 def _short(value: Any) -> str:

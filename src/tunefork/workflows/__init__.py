@@ -3,7 +3,7 @@
 from tunefork.evaluate.trained import Trained, is_trained, load_trained
 from tunefork.workflows.chat import Chat
 from tunefork.workflows.compare import Comparison, compare
-from tunefork.workflows.demo import demo
+from tunefork.workflows.demo import demo, demo_rows
 from tunefork.workflows.doctor import doctor
 from tunefork.workflows.evaluate import Evaluation, evaluate
 from tunefork.workflows.finetune import Listener, Plan, RunResult, finetune, plan_run
@@ -28,6 +28,7 @@ __all__ = [
     "check_data",
     "compare",
     "demo",
+    "demo_rows",
     "doctor",
     "evaluate",
     "finetune",
