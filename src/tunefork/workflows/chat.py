@@ -19,7 +19,10 @@ from tunefork.tasks import Example, Message, make_task
 
 
 class Chat:
-    """A conversation with a run or with any chat model. Sampling is seeded; temperature 0 is greedy."""
+    """A conversation with a run or with any chat model.
+
+    Temperature 0 is greedy; above it replies are drawn, by `seed`, from the model's whole distribution.
+    """
 
     def __init__(
         self,
@@ -53,7 +56,8 @@ class Chat:
 def stream(trained: Trained, prompt: Sequence[int], temperature: float, longest: int, seed: int) -> Iterator[str]:
     """The reply to a prompt of token ids, in pieces; at most `longest` tokens, and what the model has positions for.
 
-    Sampling settings and penalties that the model ships are not used. Whoever stops listening stops the generation.
+    With a temperature a token is drawn from all of them (no top-k, no top-p). Sampling settings and penalties that the
+    model ships are not used. Whoever stops listening stops the generation.
     """
     tokenizer, ends = trained.tokenizer, end_tokens(trained.model, trained.renderer)
     ids = torch.tensor([list(prompt)], device=trained.device)
@@ -61,7 +65,7 @@ def stream(trained: Trained, prompt: Sequence[int], temperature: float, longest:
     config = GenerationConfig(
         do_sample=temperature > 0,
         temperature=temperature or 1.0,
-        top_k=50,
+        top_k=0,
         top_p=1.0,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,

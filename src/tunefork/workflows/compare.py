@@ -19,7 +19,7 @@ from tunefork.methods import method_info
 from tunefork.metrics import Paired
 from tunefork.models import check_support
 from tunefork.recipe import Recipe
-from tunefork.recipe.schema import AdapterName, TrainSection, ZoSection
+from tunefork.recipe.schema import AdapterName, AdapterSection, TrainSection, ZoSection
 from tunefork.tasks import Prediction
 from tunefork.train.prepare import Job, prepare, refuse_errors
 from tunefork.workflows.advice import Advice, Cell, advise
@@ -67,7 +67,8 @@ def compare(
     folder = Path(recipe.out) if recipe.out is not None else free_folder(recipe)
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"A comparison needs an empty folder. Received {folder}, which is not. Try another --out.")
-    job = prepare(recipe)
+    bare = recipe.model_copy(update={"adapter": AdapterSection(name=recipe.adapter.name)})  # a cell reads the rest
+    job = prepare(bare)
     refuse_errors(job.findings)
     make_folder(folder)
     if methods is None:
@@ -80,7 +81,7 @@ def compare(
     cells: list[Cell] = []
     for baseline in job.recipe.evaluate.baselines:
         on_cell(baseline)
-        cells.append(_cell(folder, baseline, recipe.model_dump(mode="json"), baseline, None))
+        cells.append(_cell(folder, baseline, bare.model_dump(mode="json"), baseline, None))
     for name, tree in trained.items():
         on_cell(name)
         cells.append(_cell(folder, name, tree, None, memory_limit))
@@ -122,6 +123,10 @@ def _changes(recipe: Recipe, name: str) -> dict[str, Any]:
     if method != recipe.train.method:
         tree["zo"] = ZoSection().model_dump(mode="json")
         tree["train"] |= TrainSection().model_dump(mode="json", include=set(_OF_A_METHOD))
+    read = {"prefix_tokens"} if adapter == "prefix" else set[str]()
+    if adapter in ("lora", "dora", "qlora"):
+        read = {"rank", "alpha", "dropout", "targets"}
+    tree["adapter"] = {key: value for key, value in tree["adapter"].items() if key in read}
     tree["train"]["method"], tree["adapter"]["name"], tree["evaluate"]["baselines"] = method, adapter, []
     return tree
 

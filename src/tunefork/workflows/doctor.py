@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
+from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,13 +22,7 @@ from tunefork.train.checkpoint import installed
 from tunefork.workflows.finetune import finetune
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "pydantic", "scikit-learn")
-EXTRAS = {
-    "qlora": "bitsandbytes",
-    "hub": "datasets",
-    "parquet": "pyarrow",
-    "excel": "openpyxl",
-    "tracking": "tensorboard",
-}
+FOR_DEVELOPERS = ("test", "dev")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +39,11 @@ def doctor() -> list[Check]:
     checks = [Check("python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.platform()}")]
     checks.append(Check("tunefork", True, __version__))
     checks += [Check(name, True, str(installed(name))) for name in PACKAGES]
-    for extra, package in EXTRAS.items():
-        found = installed(package)
-        says = f"{package} {found}" if found else f"not installed; pip install 'tunefork[{extra}]' adds it"
+    for extra, packages in extras().items():
+        missing = [package for package in packages if installed(package) is None]
+        says = ", ".join(f"{package} {installed(package)}" for package in packages)
+        if missing:
+            says = f"without {', '.join(missing)}; pip install 'tunefork[{extra}]' adds it"
         checks.append(Check(f"extra {extra}", True, says))
     checks.append(Check("device", True, _device()))
     checks.append(Check("threads", True, f"{torch.get_num_threads()} of {os.cpu_count()} cores"))
@@ -54,6 +52,16 @@ def doctor() -> list[Check]:
     checks.append(Check("disk", free > 2**30, f"{free / 2**30:.1f} GiB free here"))
     checks.append(_tried())
     return checks
+
+
+def extras() -> dict[str, list[str]]:
+    """Extra -> the packages it adds, as the installed distribution says; those for developers left out."""
+    found: dict[str, list[str]] = {}
+    for requirement in metadata.requires("tunefork") or ():
+        match = re.match(r"([\w.-]+).*;.*extra == ['\"](\w+)['\"]", requirement)
+        if match and match[2] not in FOR_DEVELOPERS:
+            found.setdefault(match[2], []).append(match[1])
+    return found
 
 
 def _device() -> str:
