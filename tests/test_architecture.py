@@ -13,9 +13,9 @@ LEVELS = [
     {"tasks", "render", "models"},
     {"methods"},
     {"evaluate"},
-    {"train", "report", "export"},
+    {"train", "report", "export", "hosted"},
     {"workflows"},
-    {"server"},
+    {"server", "migrate"},
     {"cli"},
 ]
 # tasks.base holds the types that render reads, and tasks.check reads what render made: files of one level.

@@ -61,6 +61,14 @@ class TrainingError(TuneforkError, RuntimeError):
     """Training cannot go on: the loss is not finite, the disk is full, memory ran out."""
 
 
+class HostedError(TuneforkError, RuntimeError):
+    """A hosted service refused, could not be reached, or would have cost too much. What it answered before is kept."""
+
+    def __init__(self, message: str, *, status: int | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
 class ExportError(TuneforkError, RuntimeError):
     """An artefact that could not be proven equal to what was trained."""
 

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from tunefork import __version__
+from tunefork.cli.migrate import migrate_app
 from tunefork.cli.options import Origin, parse_size, recipe_command
 from tunefork.cli.screen import Json, emit, empty_table, escape, screen
 from tunefork.cli.server import keys_app, serve
@@ -33,6 +34,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at rows before training on them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(keys_app, name="keys")
+app.add_typer(migrate_app, name="migrate")
 app.command()(serve)
 
 Run = Annotated[Path, typer.Argument(help="the folder of a run")]

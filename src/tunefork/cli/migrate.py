@@ -1,0 +1,120 @@
+"""`tunefork migrate`: record what a hosted model says while it still answers, and move away."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from tunefork.cli.screen import Json, emit, screen
+from tunefork.errors import RecipeError
+
+if TYPE_CHECKING:
+    from tunefork.hosted.prices import Estimate
+
+migrate_app = typer.Typer(help="The way out of a service: inventory, record, retrain, compare.", no_args_is_help=True)
+
+Yes = Annotated[bool, typer.Option("--yes", help="do not ask before something is paid for")]
+Limit = Annotated[
+    float | None, typer.Option("--limit", min=0, metavar="DOLLARS", help="never spend more; not asked then")
+]
+Prices = Annotated[Path | None, typer.Option("--prices", help="a price table of your own, YAML")]
+PLAIN_EVERY_SECONDS = 5.0
+
+
+def confirmer(console: Console, yes: bool, limit: float | None) -> Callable[[Estimate], bool]:
+    """Shows an estimate, and asks whether to go on unless --yes or a limit has said so."""
+
+    def confirm(estimate: Estimate) -> bool:
+        console.print(escape(estimate.says()), soft_wrap=True)
+        if yes or limit is not None:
+            return True
+        if not sys.stdin.isatty():
+            raise RecipeError(
+                "What is paid for must be confirmed. Received no terminal to ask on. Try --yes, or --limit DOLLARS."
+            )
+        return typer.confirm("Go on?", err=console.stderr)
+
+    return confirm
+
+
+def progress(console: Console) -> Callable[[int, int], None]:
+    """A line every few seconds, and the last one."""
+    told = [0.0]
+
+    def on_answer(done: int, total: int) -> None:
+        if time.monotonic() - told[0] > PLAIN_EVERY_SECONDS or done == total:
+            told[0] = time.monotonic()
+            console.print(f"{done:,} of {total:,} answers")
+
+    return on_answer
+
+
+@migrate_app.command("record")
+def record(
+    model: Annotated[str, typer.Option("--model", help="openai:ft:…, azure:…, nebius:… or URL#MODEL")],
+    out: Annotated[Path, typer.Option("--out", help="the recording's folder; given again, it goes on")],
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="rows to ask; default: the validation file of the model's job")
+    ] = None,
+    text_field: Annotated[str | None, typer.Option("--text-field", help="column that is asked")] = None,
+    label_field: Annotated[str | None, typer.Option("--label-field", help="column with the right answer")] = None,
+    top_logprobs: Annotated[int, typer.Option("--top-logprobs", min=-1, max=20, help="-1: no logprobs")] = 5,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="longest answer")] = 1024,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=256, help="requests at a time")] = 8,
+    limit: Limit = None,
+    prices: Prices = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Keep what a tuned model says, with log-probabilities. Resumable; no answer is paid for twice."""
+    from tunefork import migrate
+    from tunefork.hosted.client import Client
+    from tunefork.hosted.services import find_model
+
+    console = screen(as_json)
+    client = Client(find_model(model).service, on_wait=lambda text: console.print(f"[dim]{escape(text)}[/]"))
+    found = migrate.record(
+        model,
+        out,
+        prompts,
+        confirm=confirmer(console, yes, limit),
+        text_field=text_field,
+        label_field=label_field,
+        top_logprobs=None if top_logprobs < 0 else top_logprobs,
+        max_tokens=max_tokens,
+        concurrency=concurrency,
+        limit=limit,
+        prices=prices,
+        client=client,
+        on_answer=progress(console),
+    )
+    for finding in found.findings:
+        if finding.level != "info":
+            console.print(f"[yellow]{finding.level}[/] {escape(finding.message)}", soft_wrap=True)
+    for row in [r for r in found.rows if r.error is not None][:3]:
+        console.print(f"[yellow]refused[/] {escape(f'{row.source}: {row.error}')}", soft_wrap=True)
+    console.print(_summary(found.about))
+    console.print(
+        f"[bold]{escape(str(found.path))}[/]  recorded.jsonl · answers.jsonl · recording.json", soft_wrap=True
+    )
+    if as_json:
+        emit({"path": str(found.path), **found.about})
+
+
+def _summary(about: Any) -> str:
+    parts = [f"{about['answers']:,} answers"]
+    for name, what in (("refused", "refused by the service"), ("cut_short", "cut short (--max-tokens)")):
+        if about[name]:
+            parts.append(f"{about[name]:,} {what}")
+    if about["unanswered"]:
+        parts.append(f"{about['unanswered']:,} requests were cut off and sent again")
+    if about["cost"] is not None:
+        parts.append(f"${about['cost']:,.4f} in all")
+    return "; ".join(parts)

@@ -1,0 +1,173 @@
+"""What it costs: a dated table that anyone may edit, estimates before, a limit while, the sum after."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunefork.errors import HostedError, MissingFileError, RecipeError
+from tunefork.hosted.services import HostedModel
+
+BYTES_A_TOKEN = 3.6  # of English prose in the tokenizers of 2023 to 2026, rounded down so that estimates are high
+_MILLION = 1e6
+_OF_A_MESSAGE = 4  # tokens around each message
+_KEYS = {"input", "output", "tuned_input", "tuned_output", "train"}
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """US dollars a million tokens of one model, the day they were written down, and where they come from."""
+
+    input: float
+    output: float
+    train: float | None
+    date: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What is about to be asked for, at most: tokens from bytes, answers as long as they may become."""
+
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    trained_tokens: int = 0
+    price: Price | None = None
+
+    @property
+    def cost(self) -> float | None:
+        """US dollars, or None where no price is known."""
+        if self.price is None or (self.trained_tokens and self.price.train is None):
+            return None
+        asked = self.input_tokens * self.price.input + self.output_tokens * self.price.output
+        return (asked + self.trained_tokens * (self.price.train or 0.0)) / _MILLION
+
+    def says(self) -> str:
+        """In a sentence, with the date of the prices."""
+        parts = [f"{self.trained_tokens:,} tokens to train"] if self.trained_tokens else []
+        if self.requests:
+            parts.append(
+                f"{self.requests:,} requests of {self.input_tokens:,} tokens, at most {self.output_tokens:,} in answers"
+            )
+        what = "About " + " and ".join(parts or ["nothing left to ask"])
+        if self.cost is None:
+            return f"{what}; no price is known for this model (see --prices)."
+        dated = f" by the prices of {self.price.date}" if self.price and self.price.date else ""
+        return f"{what}: at most about ${self.cost:,.2f}{dated}."
+
+
+class Budget:
+    """A limit that is never passed: before a request, what it may cost at most must fit beside what was spent.
+
+    Thread-safe. `spent` is in US dollars; requests that were cut off count as if they had been answered at length.
+    """
+
+    def __init__(self, price: Price | None, limit: float | None, spent: float = 0.0) -> None:
+        if limit is not None and price is None:
+            raise RecipeError(
+                "A spending limit needs the model's price. Received a model that the table does not have. "
+                "Try --prices with a file that has it (docs/migrate.md shows one)."
+            )
+        self.price, self.limit, self.spent = price, limit, spent
+        self._held, self._lock = 0.0, threading.Lock()
+
+    @contextmanager
+    def reserved(self, body: Mapping[str, Any]) -> Iterator[Callable[[Mapping[str, Any], int], None]]:
+        """Holds what `body` may cost; the function it gives settles with a usage and with times that it was cut off.
+
+        Raises HostedError, before anything is sent, where the limit would be passed.
+        """
+        most = self._most(body)
+        with self._lock:
+            if self.limit is not None and self.spent + self._held + most > self.limit:
+                so_far = self.spent + self._held
+                raise HostedError(
+                    f"Spending must stay below ${self.limit:,.2f}. Received ${so_far:,.4f} so far, and a request of up "
+                    f"to ${most:,.4f}. Try a higher limit; what was answered is kept."
+                )
+            self._held += most
+
+        def settle(usage: Mapping[str, Any], cut: int) -> None:
+            with self._lock:
+                self.spent += self.cost_of(usage) + cut * most
+
+        try:
+            yield settle
+        finally:
+            with self._lock:
+                self._held -= most
+
+    def cost_of(self, usage: Mapping[str, Any]) -> float:
+        """US dollars of one answer."""
+        if self.price is None:
+            return 0.0
+        asked, said = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
+        return (asked * self.price.input + said * self.price.output) / _MILLION
+
+    def _most(self, body: Mapping[str, Any]) -> float:
+        """An upper bound: no token is shorter than a byte."""
+        if self.price is None:
+            return 0.0
+        said = body.get("max_completion_tokens") or body.get("max_tokens") or 0
+        return self.cost_of({"prompt_tokens": _bytes(body) + 16, "completion_tokens": said})
+
+
+def find_price(model: HostedModel, file: str | Path | None = None) -> Price | None:
+    """The price of a model (of its base with a tuned model's prices), from `file` first; None where none is known.
+
+    A service on this machine costs nothing unless `file` says so. Raises RecipeError for a file that is no price table.
+    """
+    own = str(files("tunefork.hosted") / "prices.yaml")
+    for path in (file, own) if file is not None else (own,):
+        table = _read(Path(str(path)))
+        known = table["models"].get(model.service.name, {})
+        fitting = [name for name in known if model.base == name or model.base.startswith(f"{name}-20")]
+        if fitting:
+            prices = known[max(fitting, key=len)]
+            tuned = "tuned_" if model.is_tuned else ""
+            kind = [float(prices.get(f"{tuned}{side}", prices[side])) for side in ("input", "output")]
+            train = prices.get("train")
+            return Price(kind[0], kind[1], None if train is None else float(train), table["date"], table["source"])
+    return Price(0.0, 0.0, 0.0, "", "this machine") if model.service.is_local else None
+
+
+def estimate_requests(bodies: Sequence[Mapping[str, Any]], price: Price | None) -> Estimate:
+    """Of these requests."""
+    longest = sum(int(b.get("max_completion_tokens") or b.get("max_tokens") or 0) for b in bodies)
+    return Estimate(len(bodies), sum(estimate_tokens(b["messages"]) for b in bodies), longest, price=price)
+
+
+def estimate_tokens(messages: Sequence[Mapping[str, Any]]) -> int:
+    """Tokens of a conversation, about; the service's own count is what is billed."""
+    text = sum(len(str(m.get("content") or "").encode()) for m in messages)
+    return round(text / BYTES_A_TOKEN) + _OF_A_MESSAGE * len(messages)
+
+
+def _bytes(body: Mapping[str, Any]) -> int:
+    return len(json.dumps([body.get("messages"), body.get("tools")], ensure_ascii=False).encode())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        table = yaml.safe_load(path.read_text(encoding="utf-8"))
+        models = {s: dict(m) for s, m in table["models"].items()}
+        for prices in (p for m in models.values() for p in m.values()):
+            if not {"input", "output"} <= set(prices) <= _KEYS or any(float(v) < 0 for v in prices.values()):
+                raise ValueError(f"{prices} must have input and output, and of {', '.join(sorted(_KEYS))} no others")
+        return {"date": str(table["date"]), "source": str(table["source"]), "models": models}
+    except FileNotFoundError:
+        raise MissingFileError(f"A price table must be a file. Received {str(path)!r}, which is not there.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise RecipeError(
+            f"A price table must be YAML with date, source and models. Received {str(path)!r}: {error}. "
+            "Try a copy of the one that ships with the package."
+        ) from None
