@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from tunefork import __version__
-from tunefork.cli.migrate import migrate_app
+from tunefork.cli.migrate import Yes, confirmer, migrate_app
 from tunefork.cli.options import Origin, parse_size, recipe_command
 from tunefork.cli.screen import Json, emit, empty_table, escape, screen
 from tunefork.cli.server import keys_app, serve
@@ -112,7 +112,7 @@ def _show_spread(console: Console, found: SeedsResult) -> None:
 
 @app.command()
 @recipe_command
-def evaluate(recipe: Recipe, *, origin: Origin, as_json: Json = False) -> None:
+def evaluate(recipe: Recipe, *, origin: Origin, yes: Yes = False, as_json: Json = False) -> None:
     """Measure a run (give its folder), or any --model as it is, on the rows of --test."""
     from tunefork import workflows
     from tunefork.cli.show import metrics_table, show_findings
@@ -123,9 +123,11 @@ def evaluate(recipe: Recipe, *, origin: Origin, as_json: Json = False) -> None:
     if origin.file is not None and workflows.is_trained(origin.file):
         origin.only("data.test", "model.device", "evaluate.", "seed")
         model = str(origin.file)
-    found = workflows.evaluate(model, recipe=recipe)
+    found = workflows.evaluate(model, recipe=recipe, confirm=confirmer(console, yes, recipe.hosted.limit))
     show_findings(console, [f for f in found.findings if f.level != "info"])
     console.print(metrics_table({model: found.metrics}))
+    for note in found.notes:
+        console.print(escape(note), soft_wrap=True)
     console.print(f"{len(found.predictions):,} rows in {duration(found.seconds)}")
     if as_json:
         emit({"model": model, "test": found.metrics, "rows": len(found.predictions), "seconds": found.seconds})

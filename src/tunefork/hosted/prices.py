@@ -152,6 +152,14 @@ def estimate_tokens(messages: Sequence[Mapping[str, Any]]) -> int:
     return round(text / BYTES_A_TOKEN) + _OF_A_MESSAGE * len(messages)
 
 
+def require_confirmed(estimate: Estimate, limit: float | None, confirm: Callable[[Estimate], bool]) -> None:
+    """Raises RecipeError unless nothing is to be paid for, a limit was set, or `confirm` says yes."""
+    if (estimate.requests or estimate.trained_tokens) and limit is None and not confirm(estimate):
+        raise RecipeError(
+            f"What is paid for must be confirmed. Received no. {estimate.says()} Try --yes, or a limit in dollars."
+        )
+
+
 def _bytes(body: Mapping[str, Any]) -> int:
     return len(json.dumps([body.get("messages"), body.get("tools")], ensure_ascii=False).encode())
 

@@ -16,7 +16,7 @@ from tunefork.files import make_folder, write_atomic, write_json
 from tunefork.hosted.answers import Answer, AnswerStore, ask_all, request_key
 from tunefork.hosted.client import Client
 from tunefork.hosted.jobs import find_job, read_file
-from tunefork.hosted.prices import Budget, Estimate, estimate_requests, find_price
+from tunefork.hosted.prices import Budget, Estimate, estimate_requests, find_price, require_confirmed
 from tunefork.hosted.services import HostedModel, find_model
 from tunefork.migrate.prompts import Prompt, as_lines, read_prompts
 
@@ -90,10 +90,7 @@ def record(
         budget.spent = sum(budget.cost_of(usage) for _, usage in store.usage())
         keys = {request_key(hosted.service.base_url, body): body for body in bodies}
         left = [body for key, body in keys.items() if store.get(key) is None]
-        if left and not confirm(estimate_requests(left, price)):
-            raise RecipeError(
-                "A recording must be confirmed. Received no. Try --yes, or --limit with what it may cost."
-            )
+        require_confirmed(estimate_requests(left, price), limit, confirm)
         about: dict[str, Any] = {
             "schema": RECORDING_SCHEMA,
             "model": hosted.name,

@@ -214,6 +214,25 @@ class ZoSection(Section):
     )
 
 
+class HostedSection(Section):
+    """Models of a service (`openai:`, `azure:`, `nebius:`, `URL#MODEL`). Nothing here is read for other models."""
+
+    system: str | None = Field(
+        default=None, description="system message, in training too; null: the labels or choices there are; empty: none"
+    )
+    top_logprobs: int = Field(
+        default=20, ge=0, le=20, description="alternatives that label probabilities are made of; 0: none are asked for"
+    )
+    concurrency: int = Field(default=8, ge=1, le=256, description="requests at a time")
+    limit: float | None = Field(default=None, ge=0, description="US dollars; within it nothing is asked before paying")
+    prices: str | None = Field(default=None, description="price table of one's own, YAML")
+    cache: str | None = Field(default=None, description="folder of answers that were paid for; null: the user's cache")
+    suffix: str | None = Field(default=None, max_length=64, description="part of the tuned model's name")
+    learning_rate_multiplier: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="of the service's own rate; null: the service chooses"
+    )
+
+
 class EvaluateSection(Section):
     baselines: tuple[BaselineName, ...] | Auto = Field(default="auto", description="what to set beside the result")
     demonstrations: int = Field(default=4, ge=1, le=64, description="examples shown to the in_context baseline")
@@ -234,6 +253,7 @@ class Recipe(Section):
     adapter: Annotated[AdapterSection, BeforeValidator(_named)] = AdapterSection()
     train: TrainSection = TrainSection()
     zo: ZoSection = ZoSection()
+    hosted: HostedSection = HostedSection()
     evaluate: EvaluateSection = EvaluateSection()
     out: str | None = Field(default=None, description="the run's folder; runs/TASK-MODEL-N when absent")
     seed: int = Field(

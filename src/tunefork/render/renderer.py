@@ -12,6 +12,7 @@ from tunefork.errors import DataError, RecipeError, UnsupportedError
 from tunefork.recipe.schema import ModelKind
 from tunefork.render.chat import ChatText, chat_texts, prompt_text, shorter_chats, stop_text
 from tunefork.render.collate import answer_batch, candidate_batch, head_batch, text_batch
+from tunefork.render.messages import asked_messages, taught_messages
 from tunefork.render.rendered import Rendered, common_prefix, last_words, leading, trained_tokens
 from tunefork.tasks.base import MASK, Example, Message, Objective, Task
 
@@ -192,15 +193,14 @@ class Renderer:
 
     def _asked(self, example: Example) -> Example:
         """The example without the reply that is to be generated."""
-        messages = example.messages
-        return replace(example, messages=messages[:-1]) if messages and messages[-1].role == "assistant" else example
+        return replace(example, messages=asked_messages(example)) if example.messages else example
 
     def _question(self, example: Example) -> str:
         """The text before the answer, as the chat template writes it where one is used."""
         if self.task.form == "chat":
             return prompt_text(self.tokenizer, example)
         if self.chat_template:
-            return prompt_text(self.tokenizer, replace(example, messages=(Message("user", example.prompt),)))
+            return prompt_text(self.tokenizer, replace(example, messages=asked_messages(example)))
         return example.prompt
 
     def _tokens(self, text: str) -> list[int]:
@@ -268,8 +268,7 @@ class Renderer:
         if example.answer is None:
             return [self.prompt(example)]
         if self.chat_template:
-            turns = (Message("user", example.prompt), Message("assistant", example.answer.strip()))
-            return self._conversation(example, replace(example, messages=turns))
+            return self._conversation(example, replace(example, messages=taught_messages(example)))
         prompt, whole = self._tokens(example.prompt), self._tokens(example.prompt + example.answer)
         shared = common_prefix(prompt, [whole])
         tail = [*whole[shared:], *([] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id])]

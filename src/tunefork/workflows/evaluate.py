@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ from tunefork.errors import DataError, RecipeError
 from tunefork.evaluate.harness import predict_examples
 from tunefork.evaluate.summary import measure
 from tunefork.evaluate.trained import Trained, is_trained, load_trained, load_untrained
+from tunefork.hosted import find_model, is_hosted
+from tunefork.hosted.asking import HostedAsking, asking_hosted
+from tunefork.hosted.prices import Estimate, require_confirmed
 from tunefork.models import inspect_model
 from tunefork.recipe import EvaluateSection, Recipe
-from tunefork.tasks import Prediction, build_examples, make_task
+from tunefork.tasks import Example, Prediction, build_examples, make_task
 from tunefork.workflows.finetune import as_recipe
 
 
@@ -27,12 +30,20 @@ class Evaluation:
     predictions: Sequence[Prediction]
     findings: Sequence[Finding]
     seconds: float
+    notes: Sequence[str] = field(default=())
 
 
 def evaluate(
-    model: str | Path, data: str | Path | None = None, *, recipe: Recipe | Mapping[str, Any] | None = None
+    model: str | Path,
+    data: str | Path | None = None,
+    *,
+    recipe: Recipe | Mapping[str, Any] | None = None,
+    confirm: Callable[[Estimate], bool] = lambda estimate: False,
 ) -> Evaluation:
     """Metrics of `model` on the rows of `data` (default: the recipe's test file).
+
+    A service's model (`openai:gpt-4.1-mini`) is asked in its name; unless `hosted.limit` is set, `confirm` hears what
+    that may cost and says whether to go on.
 
     `model` is a run or exported folder, which knows its task; for any other model folder or hub name `recipe`
     says which task, and the model is asked without training. Raises DataError when no row is usable.
@@ -49,9 +60,14 @@ def evaluate(
     if wanted is None:
         raise RecipeError(f"{str(model)!r} is not a run, so the task must be given. Try --task classification.")
     name = wanted.model.model_copy(update={"name": str(model)})
-    facts = inspect_model(name)
+    facts = None if is_hosted(str(model)) else inspect_model(name)
     splits, findings = load_splits(wanted.data.model_copy(update={"test": rows_at}), wanted.data.split_seed, None)
-    task = make_task(wanted.task, wanted.data, facts.kind, splits.train or splits.test)
+    task = make_task(wanted.task, wanted.data, facts.kind if facts else "causal", splits.train or splits.test)
+    if facts is None:
+        examples, more = build_examples(task, splits.test, wanted.data, labelled=True)
+        _refuse_none(examples, [*findings, *more])
+        with asking_hosted(find_model(str(model)), task, wanted.hosted) as asking:
+            return _asked(asking, examples, [*findings, *more], wanted, confirm)
     trained = load_untrained(name, task, wanted.task.chat_template)
     examples, more = build_examples(task, splits.test, wanted.data, labelled=True)
     return _measured(trained, examples, [*findings, *more], wanted.evaluate, wanted.seed)
@@ -68,12 +84,30 @@ def evaluate_rows(trained: Trained, file: str, section: EvaluateSection, seed: i
 def _measured(
     trained: Trained, examples: Sequence[Any], findings: list[Finding], section: EvaluateSection, seed: int
 ) -> Evaluation:
-    if not examples:
-        wrong = [finding for finding in findings if finding.level != "info"]
-        shown = " ".join(f"{f.message} The first: {f.examples[0]}." for f in wrong[:3] if f.examples)
-        raise DataError(f"Evaluation needs at least one usable labelled row. Received none. {shown}")
+    _refuse_none(examples, findings)
     started = time.perf_counter()
     asking, generated = trained.asking(section.tokens_per_batch), trained.task.form == "chat" or None
     predictions = predict_examples(trained.model, asking, examples, generated=generated)
     metrics = measure(trained.task, predictions, section, seed)
     return Evaluation(metrics, predictions, findings, time.perf_counter() - started)
+
+
+def _asked(
+    asking: HostedAsking,
+    examples: Sequence[Example],
+    findings: list[Finding],
+    recipe: Recipe,
+    confirm: Callable[[Estimate], bool],
+) -> Evaluation:
+    started = time.perf_counter()
+    require_confirmed(asking.estimate(examples), recipe.hosted.limit, confirm)
+    predictions, notes = asking.predict(examples)
+    metrics = measure(asking.task, predictions, recipe.evaluate, recipe.seed)
+    return Evaluation(metrics, predictions, findings, time.perf_counter() - started, [*notes, asking.cost()])
+
+
+def _refuse_none(examples: Sequence[Example], findings: Sequence[Finding]) -> None:
+    if not examples:
+        wrong = [finding for finding in findings if finding.level != "info"]
+        shown = " ".join(f"{f.message} The first: {f.examples[0]}." for f in wrong[:3] if f.examples)
+        raise DataError(f"Evaluation needs at least one usable labelled row. Received none. {shown}")
