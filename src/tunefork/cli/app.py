@@ -14,12 +14,14 @@ import typer
 from rich.console import Console
 
 from tunefork import __version__
-from tunefork.cli.migrate import Yes, confirmer, migrate_app
+from tunefork.cli.hosted import Yes, confirmer, data_export, hosted_app, show_hosted
+from tunefork.cli.migrate import migrate_app
 from tunefork.cli.options import Origin, parse_size, recipe_command
 from tunefork.cli.screen import Json, emit, empty_table, escape, screen
 from tunefork.cli.server import keys_app, serve
 from tunefork.data.values import visible
 from tunefork.errors import DataError
+from tunefork.hosted import is_hosted
 from tunefork.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -35,7 +37,9 @@ data_app = typer.Typer(help="Look at rows before training on them.", no_args_is_
 app.add_typer(data_app, name="data")
 app.add_typer(keys_app, name="keys")
 app.add_typer(migrate_app, name="migrate")
+app.add_typer(hosted_app, name="hosted")
 app.command()(serve)
+data_app.command("export")(data_export)
 
 Run = Annotated[Path, typer.Argument(help="the folder of a run")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
@@ -63,6 +67,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest good checkpoint in --out")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="stop before the first step; write nothing")] = False,
     seeds: Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="run N seeds; report mean and spread")] = 1,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a model on rows, measure it against baselines, keep and report it."""
@@ -71,6 +76,9 @@ def train(
     from tunefork.cli.show import show_plan, show_result
 
     console = screen(as_json)
+    if dry_run and is_hosted(recipe.model.name):
+        show_hosted(console, workflows.plan_hosted(recipe), as_json)
+        return
     if dry_run:
         plan = workflows.plan_run(recipe)
         show_plan(console, plan)
@@ -88,7 +96,7 @@ def train(
         if any(f.level == "error" for f in plan.job.findings):
             raise typer.Exit(2)
         return
-    watcher = Watcher(console)
+    watcher = Watcher(console, confirmer(console, yes, recipe.hosted.limit))
     if seeds > 1:
         found = workflows.finetune_seeds(recipe, seeds, resume=resume, listener=watcher)
         if as_json:
@@ -120,9 +128,10 @@ def evaluate(recipe: Recipe, *, origin: Origin, yes: Yes = False, as_json: Json 
 
     console = screen(as_json)
     model = recipe.model.name
-    if origin.file is not None and workflows.is_trained(origin.file):
+    file = origin.file
+    if file is not None and (workflows.is_trained(file) or workflows.tuned_model(file) is not None):
         origin.only("data.test", "model.device", "evaluate.", "seed")
-        model = str(origin.file)
+        model = str(file)
     found = workflows.evaluate(model, recipe=recipe, confirm=confirmer(console, yes, recipe.hosted.limit))
     show_findings(console, [f for f in found.findings if f.level != "info"])
     console.print(metrics_table({model: found.metrics}))

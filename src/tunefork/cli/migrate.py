@@ -2,46 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from tunefork.cli.hosted import Yes, confirmer
 from tunefork.cli.screen import Json, emit, screen
-from tunefork.errors import RecipeError
-
-if TYPE_CHECKING:
-    from tunefork.hosted.prices import Estimate
 
 migrate_app = typer.Typer(help="The way out of a service: inventory, record, retrain, compare.", no_args_is_help=True)
 
-Yes = Annotated[bool, typer.Option("--yes", help="do not ask before something is paid for")]
 Limit = Annotated[
     float | None, typer.Option("--limit", min=0, metavar="DOLLARS", help="never spend more; not asked then")
 ]
 Prices = Annotated[Path | None, typer.Option("--prices", help="a price table of your own, YAML")]
 PLAIN_EVERY_SECONDS = 5.0
-
-
-def confirmer(console: Console, yes: bool, limit: float | None) -> Callable[[Estimate], bool]:
-    """Shows an estimate, and asks whether to go on unless --yes or a limit has said so."""
-
-    def confirm(estimate: Estimate) -> bool:
-        console.print(escape(estimate.says()), soft_wrap=True)
-        if yes or limit is not None:
-            return True
-        if not sys.stdin.isatty():
-            raise RecipeError(
-                "What is paid for must be confirmed. Received no terminal to ask on. Try --yes, or --limit DOLLARS."
-            )
-        return typer.confirm("Go on?", err=console.stderr)
-
-    return confirm
 
 
 def progress(console: Console) -> Callable[[int, int], None]:

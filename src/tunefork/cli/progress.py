@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from tunefork.cli.screen import escape
-from tunefork.cli.show import number, show_plan
+from tunefork.cli.show import number, show_findings, show_plan
+from tunefork.hosted.prices import Estimate
 from tunefork.report.words import duration, size
 from tunefork.train.loop import Event
 from tunefork.train.memory import anonymous_bytes
 from tunefork.workflows.finetune import Listener, Plan
+from tunefork.workflows.hosted_plan import HostedPlan
 
 PLAIN_EVERY_SECONDS = 10.0
 
@@ -20,8 +23,8 @@ PLAIN_EVERY_SECONDS = 10.0
 class Watcher(Listener):
     """Shows the plan, then steps with ETA, loss, tokens/s, memory and the last look at dev."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, agree: Callable[[Estimate], bool] = lambda estimate: False) -> None:
+        self.console, self.agree = console, agree
         self.steps, self.first, self.last_look, self.last_line = 0, None, "", 0.0
         self.started, self.tokens_before, self.forwards = 0.0, 0, 0.0
         self.bar: Progress | None = None
@@ -34,6 +37,18 @@ class Watcher(Listener):
     def stage(self, text: str) -> None:
         self._close()
         self.console.print(f"[dim]{text} …[/]")
+
+    def hosted(self, plan: HostedPlan) -> None:
+        for name, count in plan.counts().items():
+            where = escape(plan.origin.get(name, ""))
+            self.console.print(
+                f"[bold]{name:5}[/] {count['rows']:,} rows, about {count['tokens']:,} tokens [dim]{where}[/]",
+                soft_wrap=True,
+            )
+        show_findings(self.console, plan.findings)
+
+    def confirm(self, estimate: Estimate) -> bool:
+        return self.agree(estimate)
 
     def event(self, event: Event) -> None:
         if event.kind == "step":

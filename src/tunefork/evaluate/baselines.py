@@ -50,7 +50,8 @@ class BaselineResult:
 
 @dataclass(frozen=True)
 class _Inputs:
-    asking: Asking
+    task: Task
+    given: Asking | None  # None where no model is asked
     train: Sequence[Example]
     dev: Sequence[Example]
     test: Sequence[Example]
@@ -59,8 +60,14 @@ class _Inputs:
     seed: int
 
     @property
-    def task(self) -> Task:
-        return self.asking.task
+    def asking(self) -> Asking:
+        if self.given is None:
+            raise UnsupportedError(f"A model must be there to be asked. Received none for {self.task.info.name}.")
+        return self.given
+
+    def check(self) -> None:
+        if self.given is not None:
+            self.given.check()
 
 
 def list_baselines() -> list[BaselineInfo]:
@@ -103,18 +110,39 @@ def run_baselines(
     `model_provider` is called at most once, when the first baseline needs the untrained model; loading is not
     counted in its seconds. Empty without test rows. Raises UnsupportedError as `check_baselines` does.
     """
-    check_baselines(names, asking.task)
-    inputs = _Inputs(asking, train, dev, test, functools.cache(model_provider), section, seed)
+    return _run(names, _Inputs(asking.task, asking, train, dev, test, functools.cache(model_provider), section, seed))
+
+
+def run_plain_baselines(
+    names: Sequence[str],
+    task: Task,
+    *,
+    train: Sequence[Example],
+    dev: Sequence[Example],
+    test: Sequence[Example],
+    section: EvaluateSection,
+    seed: int,
+) -> dict[str, BaselineResult]:
+    """The same for baselines that need no model; UnsupportedError for one that does."""
+
+    def none() -> torch.nn.Module:
+        raise UnsupportedError(f"No model is here. Received the baselines {', '.join(names)}. Try majority or tfidf.")
+
+    return _run(names, _Inputs(task, None, train, dev, test, none, section, seed))
+
+
+def _run(names: Sequence[str], inputs: _Inputs) -> dict[str, BaselineResult]:
+    check_baselines(names, inputs.task)
     results: dict[str, BaselineResult] = {}
-    for name in names if test else ():
-        asking.check()
+    for name in names if inputs.test else ():
+        inputs.check()
         info, say = _REGISTRY[name]
         if info.needs_model:
             inputs.model()
         started = time.perf_counter()
         predictions, forwarded, notes = say(inputs)
         seconds = time.perf_counter() - started
-        metrics = measure(asking.task, predictions, section, seed)
+        metrics = measure(inputs.task, predictions, inputs.section, inputs.seed)
         results[name] = BaselineResult(predictions, metrics, seconds, forwarded, tuple(notes))
     return results
 
@@ -181,7 +209,7 @@ def _linear(
         grid=grid,
         score=score,
         seed=inputs.seed,
-        check=inputs.asking.check,
+        check=inputs.check,
     )
     predictions = [candidate_prediction(task, e, p) for e, p in zip(inputs.test, probabilities, strict=True)]
     return predictions, 0, [note]
@@ -200,7 +228,7 @@ def _in_context(inputs: _Inputs) -> Says:
     rendered: list[Rendered] = []
     left_out = rows_short = 0
     for example in inputs.test:
-        inputs.asking.check()
+        inputs.check()
         question, pieces, kept = _fitted(renderer, example, chosen)
         asked.append(question)
         rendered += pieces

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class HostedAsking:
 
     def estimate(self, examples: Sequence[Example], stops: Sequence[str] = ()) -> Estimate:
         """Of what is not in the cache."""
-        bodies = {request_key(self.client.service.base_url, b): b for b in (self._body(e, stops) for e in examples)}
+        bodies = {request_key(self.client.service.base_url, b): b for b in self._bodies(examples, stops)}
         left = [body for key, body in bodies.items() if self.store.get(key) is None]
         return estimate_requests(left, self.budget.price)
 
@@ -56,7 +57,7 @@ class HostedAsking:
 
         A row that the service refuses, or whose answer names no label, has even probabilities or no text, and a note.
         """
-        bodies = [self._body(example, stops) for example in examples]
+        bodies = self._bodies(examples, stops)
         answers = ask_all(
             self.client, self.store, bodies, self.budget, concurrency=self.section.concurrency, on_answer=on_answer
         )
@@ -77,21 +78,28 @@ class HostedAsking:
             notes.append(f"The labels had {sum(masses) / len(masses):.3f} of the answers' probability in the mean.")
         return predictions, notes
 
-    def _body(self, example: Example, stops: Sequence[str]) -> dict[str, Any]:
-        labelled = self.task.form not in ("text", "chat")
-        longest = self.task.max_new_tokens
+    def _bodies(self, examples: Sequence[Example], stops: Sequence[str]) -> list[dict[str, Any]]:
+        return [self.body(self.task, self.model, self.section, example, stops) for example in examples]
+
+    @staticmethod
+    def body(
+        task: Task, model: HostedModel, section: HostedSection, example: Example, stops: Sequence[str]
+    ) -> dict[str, Any]:
+        """The request that asks an example's question."""
+        labelled = task.form not in ("text", "chat")
+        longest = task.max_new_tokens
         if labelled:  # no token is shorter than a byte
             longest = max(len(c.encode()) for c in example.candidates) + 8
         body: dict[str, Any] = {
-            "model": self.model.id,
-            "messages": as_json((*system_message(self.task, example, self.section.system), *asked_messages(example))),
+            "model": model.id,
+            "messages": as_json((*system_message(task, example, section.system), *asked_messages(example))),
             "temperature": 0,
-            self.model.service.longest: longest,
+            model.service.longest: longest,
         }
-        if labelled and self.section.top_logprobs:
-            body |= {"logprobs": True, "top_logprobs": self.section.top_logprobs}
-        if not labelled and (*self.task.stop, *stops):
-            body["stop"] = list(dict.fromkeys((*self.task.stop, *stops)))[:4]
+        if labelled and section.top_logprobs:
+            body |= {"logprobs": True, "top_logprobs": section.top_logprobs}
+        if not labelled and (*task.stop, *stops):
+            body["stop"] = list(dict.fromkeys((*task.stop, *stops)))[:4]
         return body | ({"tools": [dict(t) for t in example.tools]} if example.tools else {})
 
 
@@ -140,10 +148,23 @@ def system_message(task: Task, example: Example, given: str | None) -> tuple[Mes
 def as_json(messages: Sequence[Message], *, weights: bool = False) -> list[dict[str, Any]]:
     """Messages as a service is sent them; with `weights`, replies that are not trained say so."""
     return [
-        {"role": m.role, "content": m.content, **dict(m.extra or {})}
+        {"role": m.role, "content": m.content, **_extra(m)}
         | ({"weight": 0} if weights and m.role == "assistant" and not m.trained else {})
         for m in messages
     ]
+
+
+def _extra(message: Message) -> dict[str, Any]:
+    """Names and tool calls; arguments as JSON text, which services want, where chat templates want objects."""
+    extra = dict(message.extra or {})
+    if extra.get("tool_calls"):
+        extra["tool_calls"] = [{**call, "function": _as_text(call["function"])} for call in extra["tool_calls"]]
+    return extra
+
+
+def _as_text(function: Mapping[str, Any]) -> dict[str, Any]:
+    given = function.get("arguments", {})
+    return {**function, "arguments": given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)}
 
 
 def _text(example: Example, answer: Answer | None, stops: Sequence[str]) -> Prediction:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import csv
+import io
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tunefork.hosted.client import Client
@@ -58,3 +63,70 @@ def begin(client: Client, training_file: str, **request: Any) -> dict[str, Any]:
         return api.fine_tuning.jobs.create(training_file=training_file, **request).to_dict()
 
     return client.call("A fine-tuning job", lambda api: find(api) or make(api))
+
+
+def cancel(client: Client, id: str) -> dict[str, Any]:
+    """The job, cancelled; or as it is, where it has ended already."""
+
+    def send(api: openai.OpenAI) -> dict[str, Any]:
+        job = api.fine_tuning.jobs.retrieve(id)
+        return (job if job.status in ENDED else api.fine_tuning.jobs.cancel(id)).to_dict()
+
+    return client.call(f"Cancelling {id}", send)
+
+
+def follow(
+    client: Client,
+    id: str,
+    seen: Collection[str],
+    on_event: Callable[[Mapping[str, Any]], None],
+    wait: Callable[[float], None],
+) -> dict[str, Any]:
+    """The job once it has ended; every event that is not in `seen` is told once, oldest first.
+
+    `wait` is called with seconds between two looks, and may raise.
+    """
+    known = set(seen)
+    while True:
+        job = client.call(f"The job {id}", lambda api: api.fine_tuning.jobs.retrieve(id).to_dict())
+        for event in client.call(f"The events of {id}", lambda api: list(_new_events(api, id, known))):
+            known.add(event["id"])
+            on_event(event)
+        if job["status"] in ENDED:
+            return job
+        wait(1.0 if client.service.is_local else 10.0)
+
+
+def checkpoints(client: Client, id: str) -> list[dict[str, Any]]:
+    """Of a job, first to last; none where the service does not list them."""
+
+    def send(api: openai.OpenAI) -> list[dict[str, Any]]:
+        return [checkpoint.to_dict() for checkpoint in api.fine_tuning.jobs.checkpoints.list(id, limit=_PAGE)]
+
+    found = client.call(f"The checkpoints of {id}", send)
+    return sorted(found, key=lambda checkpoint: checkpoint["step_number"])
+
+
+def read_result_file(client: Client, id: str) -> bytes:
+    """A result file as CSV. Services send it as base64, or as it is."""
+    content = read_file(client, id)
+    try:
+        return base64.b64decode(content, validate=True)
+    except binascii.Error:
+        return content
+
+
+def metrics_by_step(table: bytes) -> list[dict[str, float]]:
+    """The lines of a result file, their numbers under its column names."""
+    rows = csv.DictReader(io.StringIO(table.decode("utf-8-sig")))
+    return [{k: float(v) for k, v in row.items() if k and v} for row in rows]
+
+
+def _new_events(api: openai.OpenAI, id: str, known: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Oldest first; they are listed newest first, so a known one ends the search."""
+    new = []
+    for event in api.fine_tuning.jobs.list_events(id, limit=_PAGE):
+        if event.id in known:
+            break
+        new.append(event.to_dict())
+    return reversed(new)

@@ -40,16 +40,17 @@ class Estimate:
     requests: int
     input_tokens: int
     output_tokens: int
-    trained_tokens: int = 0
-    price: Price | None = None
+    trained_tokens: int
+    cost: float | None  # US dollars; None where no price is known
+    date: str  # of the prices
 
-    @property
-    def cost(self) -> float | None:
-        """US dollars, or None where no price is known."""
-        if self.price is None or (self.trained_tokens and self.price.train is None):
-            return None
-        asked = self.input_tokens * self.price.input + self.output_tokens * self.price.output
-        return (asked + self.trained_tokens * (self.price.train or 0.0)) / _MILLION
+    def __add__(self, other: Estimate) -> Estimate:
+        cost = None if self.cost is None or other.cost is None else self.cost + other.cost
+        counts = [
+            getattr(self, name) + getattr(other, name)
+            for name in ("requests", "input_tokens", "output_tokens", "trained_tokens")
+        ]
+        return Estimate(counts[0], counts[1], counts[2], counts[3], cost, self.date or other.date)
 
     def says(self) -> str:
         """In a sentence, with the date of the prices."""
@@ -61,7 +62,7 @@ class Estimate:
         what = "About " + " and ".join(parts or ["nothing left to ask"])
         if self.cost is None:
             return f"{what}; no price is known for this model (see --prices)."
-        dated = f" by the prices of {self.price.date}" if self.price and self.price.date else ""
+        dated = f" by the prices of {self.date}" if self.date else ""
         return f"{what}: at most about ${self.cost:,.2f}{dated}."
 
 
@@ -142,8 +143,18 @@ def find_price(model: HostedModel, file: str | Path | None = None) -> Price | No
 
 def estimate_requests(bodies: Sequence[Mapping[str, Any]], price: Price | None) -> Estimate:
     """Of these requests."""
-    longest = sum(int(b.get("max_completion_tokens") or b.get("max_tokens") or 0) for b in bodies)
-    return Estimate(len(bodies), sum(estimate_tokens(b["messages"]) for b in bodies), longest, price=price)
+    asked = sum(estimate_tokens(b["messages"]) for b in bodies)
+    said = sum(int(b.get("max_completion_tokens") or b.get("max_tokens") or 0) for b in bodies)
+    if price is None:
+        return Estimate(len(bodies), asked, said, 0, None if bodies else 0.0, "")
+    return Estimate(len(bodies), asked, said, 0, (asked * price.input + said * price.output) / _MILLION, price.date)
+
+
+def estimate_training(tokens: int, price: Price | None) -> Estimate:
+    """Of a job that trains on as many tokens, all epochs together."""
+    if price is None or price.train is None:
+        return Estimate(0, 0, 0, tokens, None, "")
+    return Estimate(0, 0, 0, tokens, tokens * price.train / _MILLION, price.date)
 
 
 def estimate_tokens(messages: Sequence[Mapping[str, Any]]) -> int:

@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
@@ -26,6 +27,7 @@ class Service:
     base_url: str
     key_variable: str
     longest: str = "max_tokens"  # the field that bounds an answer
+    flat: bool = False  # a job's hyperparameters stand beside its model, without `method`
 
     @property
     def is_local(self) -> bool:
@@ -89,7 +91,7 @@ def find_service(name: str) -> Service:
                 f"Try export {variable[1]}=https://NAME.openai.azure.com."
             )
         base_url = base_url.replace(variable[0], address)
-    return Service(name, base_url, entry["key"], entry["longest"])
+    return Service(name, base_url, entry["key"], entry["longest"], entry.get("flat", False))
 
 
 def find_key(service: Service) -> str:
@@ -129,5 +131,5 @@ def _from_keyring(user: str) -> str | None:
 
 
 @functools.cache
-def _known() -> dict[str, dict[str, str]]:
+def _known() -> dict[str, dict[str, Any]]:
     return yaml.safe_load((files("tunefork.hosted") / "services.yaml").read_text(encoding="utf-8"))

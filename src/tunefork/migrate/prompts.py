@@ -33,7 +33,8 @@ def read_prompts(
     rows, findings = read_rows(file)
     fields = {name: column for name, column in (("prompt", text_field), ("completion", label_field)) if column}
     laid_out, more = apply_layout(rows, "auto", fields, answers=False)
-    found = [prompt for row in laid_out if (prompt := _prompt(row)) is not None]
+    raw = {row.source: row.values.get("messages") for row in rows}
+    found = [prompt for row in laid_out if (prompt := _prompt(row, raw[row.source])) is not None]
     if not found:
         first = f" The first row has {', '.join(sorted(map(str, rows[0].values)))}." if rows else ""
         raise DataError(
@@ -45,10 +46,12 @@ def read_prompts(
     return found, [*findings, *more]
 
 
-def _prompt(row: Row) -> Prompt | None:
+def _prompt(row: Row, raw: Any) -> Prompt | None:
+    """`raw` are the messages as the file has them, which the model was taught and is asked: parts, names and all."""
     values = row.values
     if isinstance(values.get("messages"), list):
-        messages = [{k: v for k, v in m.items() if k != "weight" and v is not None} for m in values["messages"]]
+        given = raw if isinstance(raw, list) and all("role" in m for m in raw) else values["messages"]
+        messages = [{k: v for k, v in m.items() if k != "weight" and v is not None} for m in given]
         reference = messages.pop().get("content") if messages and messages[-1]["role"] == "assistant" else None
         tools = values.get("tools") or ()
         text = reference if isinstance(reference, str) else None

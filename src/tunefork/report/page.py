@@ -125,6 +125,7 @@ def _view(record: Record, comparison: Comparison | None) -> dict[str, Any]:
         "command": f"tunefork train {shlex.quote(str(record.path / 'recipe.yaml'))} --out runs/again",
         "again": f"tunefork report {shlex.quote(str(record.path))}",
         "interval": words.interval,
+        "hosted": "hosted" in result,
     }
 
 
@@ -265,7 +266,7 @@ def _cost(record: Record) -> list[tuple[str, str]]:
         ("forwards in training", f"{words.count(result['forwards'])} (rows × loss evaluations)"),
         ("peak memory", words.size(memory["value"]) + (f" {memory['kind']}" if memory["value"] is not None else "")),
         ("peak memory, forecast", words.size(memory["forecast"]) + _off(memory["value"], memory["forecast"])),
-        ("model", f"{result['model']['name']}, {words.count(result['model']['parameters'])} parameters"),
+        ("model", _model(result)),
         ("device and number format", f"{recipe.model.device}, {recipe.model.dtype}"),
     ]
     found = {key: value for key, value in result["environment"].items() if value is not None and key != "dtype"}
@@ -273,6 +274,17 @@ def _cost(record: Record) -> list[tuple[str, str]]:
     if device is not None:
         cost[-1] = ("device and number format", f"{device}, {recipe.model.dtype}")
     return [*cost, ("versions and settings", ", ".join(f"{key} {value}" for key, value in found.items()))]
+
+
+def _model(result: Mapping[str, Any]) -> str:
+    """The base, its size; of a hosted run what was trained, and what that cost."""
+    if (hosted := result.get("hosted")) is None:
+        return f"{result['model']['name']}, {words.count(result['model']['parameters'])} parameters"
+    text = f"{result['model']['name']}, tuned by job {hosted['job']} into {hosted['model']}"
+    if hosted["trained_tokens"] is not None:
+        text += f", {words.count(hosted['trained_tokens'])} trained tokens"
+    cost = hosted["training_cost"]
+    return text + (f", ${cost:,.2f} by the prices of {hosted['prices']['date']}" if cost else "")
 
 
 def _off(value: float | None, forecast: float | None) -> str:

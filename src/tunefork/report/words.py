@@ -75,6 +75,8 @@ def baseline_in_words(name: str) -> str:
 def system_name(recipe: Mapping[str, Any]) -> str:
     """What was trained, in a word: `LoRA`, `full fine-tuning`; with its method where that is not back-propagation."""
     adapter, method = str(recipe["adapter"]["name"]), str(recipe["train"]["method"])
+    if method == "hosted":
+        return "hosted fine-tuning"
     name = _ADAPTERS.get(adapter, adapter)
     return name if method == "backprop" else f"{name} with {method}"
 

@@ -7,6 +7,8 @@ from tunefork.workflows.demo import demo, demo_rows
 from tunefork.workflows.doctor import doctor
 from tunefork.workflows.evaluate import Evaluation, evaluate
 from tunefork.workflows.finetune import Listener, Plan, RunResult, finetune, plan_run
+from tunefork.workflows.hosted import cancel_hosted, tuned_model
+from tunefork.workflows.hosted_plan import HostedPlan, export_lines, plan_hosted
 from tunefork.workflows.inspect import DataCheck, ShownRow, check_data, show_data
 from tunefork.workflows.predict import Predictions, predict
 from tunefork.workflows.replay import Replayed, replay
@@ -17,6 +19,7 @@ __all__ = [
     "Comparison",
     "DataCheck",
     "Evaluation",
+    "HostedPlan",
     "Listener",
     "Plan",
     "Predictions",
@@ -25,18 +28,22 @@ __all__ = [
     "SeedsResult",
     "ShownRow",
     "Trained",
+    "cancel_hosted",
     "check_data",
     "compare",
     "demo",
     "demo_rows",
     "doctor",
     "evaluate",
+    "export_lines",
     "finetune",
     "finetune_seeds",
     "is_trained",
     "load_trained",
+    "plan_hosted",
     "plan_run",
     "predict",
     "replay",
     "show_data",
+    "tuned_model",
 ]

@@ -17,9 +17,11 @@ from tunefork.hosted import find_model, is_hosted
 from tunefork.hosted.asking import HostedAsking, asking_hosted
 from tunefork.hosted.prices import Estimate, require_confirmed
 from tunefork.models import inspect_model
-from tunefork.recipe import EvaluateSection, Recipe
+from tunefork.recipe import EvaluateSection, Recipe, load_recipe
+from tunefork.run import RunFolder
 from tunefork.tasks import Example, Prediction, build_examples, make_task
 from tunefork.workflows.finetune import as_recipe
+from tunefork.workflows.hosted import tuned_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,12 @@ def evaluate(
     says which task, and the model is asked without training. Raises DataError when no row is usable.
     """
     wanted = as_recipe(recipe) if recipe is not None else None
+    labels = None
+    if (tuned := tuned_model(model)) is not None:
+        labels = RunFolder.open(model, write=False).read_result()["labels"] or None
+        wanted = wanted or load_recipe(Path(model))
+        only_test = wanted.data.model_copy(update={"train": None, "dev": None})
+        model, wanted = tuned, wanted.model_copy(update={"data": only_test})
     rows_at = str(data) if data is not None else wanted.data.test if wanted is not None else None
     if rows_at is None:
         raise RecipeError("`evaluate` needs labelled rows. Received none. Try --test rows.csv.")
@@ -62,7 +70,8 @@ def evaluate(
     name = wanted.model.model_copy(update={"name": str(model)})
     facts = None if is_hosted(str(model)) else inspect_model(name)
     splits, findings = load_splits(wanted.data.model_copy(update={"test": rows_at}), wanted.data.split_seed, None)
-    task = make_task(wanted.task, wanted.data, facts.kind if facts else "causal", splits.train or splits.test)
+    kind = facts.kind if facts is not None else "causal"
+    task = make_task(wanted.task, wanted.data, kind, splits.train or splits.test, labels)
     if facts is None:
         examples, more = build_examples(task, splits.test, wanted.data, labelled=True)
         _refuse_none(examples, [*findings, *more])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +20,7 @@ from tunefork.evaluate.start import start_head_from_probe
 from tunefork.evaluate.stored import shown_text, write_predictions
 from tunefork.evaluate.summary import measure
 from tunefork.files import staged_folder
+from tunefork.hosted import is_hosted
 from tunefork.methods import make_method, method_info
 from tunefork.methods.zo import open_trajectory, put_start
 from tunefork.models import load_model, save_artefact, torch_dtype
@@ -34,6 +35,10 @@ from tunefork.train.interrupt import Interrupt
 from tunefork.train.loop import Event, TrainResult, train
 from tunefork.train.memory import PeakMeter
 from tunefork.train.prepare import Job, prepare, refuse_errors
+
+if TYPE_CHECKING:
+    from tunefork.hosted.prices import Estimate
+    from tunefork.workflows.hosted_plan import HostedPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,9 @@ class Listener:
     def plan(self, plan: Plan) -> None: ...
     def event(self, event: Event) -> None: ...
     def stage(self, text: str) -> None: ...
+    def hosted(self, plan: HostedPlan) -> None: ...
+    def confirm(self, estimate: Estimate) -> bool:
+        return False  # nothing is paid for that nobody agreed to; `hosted.limit` does without the question
 
 
 def plan_run(recipe: Recipe) -> Plan:
@@ -81,6 +89,10 @@ def finetune(
     """
     listener = listener or Listener()
     recipe = as_recipe(recipe)
+    if recipe.train.method == "hosted" or is_hosted(recipe.model.name):
+        from tunefork.workflows.hosted import finetune_hosted
+
+        return finetune_hosted(recipe, resume=resume, listener=listener)
     if resume:
         return _resume(recipe, listener)
     recipe = recipe if recipe.out is not None else recipe.model_copy(update={"out": str(free_folder(recipe))})
@@ -101,10 +113,10 @@ def _resume(recipe: Recipe, listener: Listener) -> RunResult:
         raise RunError("`resume` needs the run's folder. Received no `out`. Try --out runs/NAME.")
     with RunFolder.open(Path(recipe.out), write=True) as run, _traced(run), Interrupt() as interrupt:
         kept = load_recipe(run.recipe_path)
-        _refuse_changes(recipe, kept)
+        refuse_changes(recipe, kept)
         if run.finished:
             if not run.report_path.exists():  # killed between the two
-                _write_report(run)
+                finish_report(run)
             return RunResult(run.path, run.read_result())
         plan = plan_run(kept.model_copy(update={"out": str(run.path)}))
         before = next((entry for entry in run.read_log() if entry["kind"] == "plan"), None)
@@ -129,7 +141,7 @@ def _traced(run: RunFolder) -> Iterator[None]:
         raise
 
 
-def _refuse_changes(given: Recipe, kept: Recipe) -> None:
+def refuse_changes(given: Recipe, kept: Recipe) -> None:
     """A resumed run is the same run: what was given now must be what it was begun with."""
     changed = []
     for path, _ in all_paths():
@@ -246,11 +258,11 @@ def _run(run: RunFolder, plan: Plan, resumed: Loaded | None, listener: Listener,
         write_predictions(run, f"test-{name}", baseline.predictions)
     run.write_result(result)
     listener.stage("writing the report")
-    _write_report(run)
+    finish_report(run)
     return RunResult(run.path, run.read_result())
 
 
-def _write_report(run: RunFolder) -> None:
+def finish_report(run: RunFolder) -> None:
     """The report of a run that is finished whether or not it can be written: exit code 2 would deny that."""
     try:
         run.write_report(render_report(run))

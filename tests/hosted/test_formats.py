@@ -1,0 +1,144 @@
+"""Training files of four services: what each takes, what each refuses, and that they are what the model is asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunefork.cli import main
+from tunefork.errors import DataError, RecipeError
+from tunefork.hosted.formats import check_lines, find_format
+from tunefork.recipe import make_recipe
+from tunefork.workflows import export_lines, plan_hosted
+
+
+def chat(*roles: str, **extra: Any) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": "x", **extra} for role in roles]}
+
+
+def refused(service: str, *lines: dict[str, Any], split: str = "dev") -> list[str]:
+    found = check_lines(find_format(service), lines, [f"f:{i}" for i in range(len(lines))], split)
+    return [finding.code for finding in found]
+
+
+@pytest.mark.parametrize(
+    ("line", "takers"),
+    [
+        (chat("user", "assistant"), "openai together fireworks mistral"),
+        (chat("system", "user", "assistant"), "openai together fireworks mistral"),
+        (chat("user", "system", "assistant"), "openai"),
+        (chat("user", "user", "assistant"), "openai fireworks"),
+        (chat("developer", "user", "assistant"), "openai"),
+        (chat("user", "assistant", "user"), ""),
+        (chat("user", "assistant", weight=0), ""),
+        (chat("user", "assistant", content=" "), ""),
+        (
+            {
+                "input": chat("user"),
+                "preferred_output": chat("assistant")["messages"],
+                "non_preferred_output": chat("assistant")["messages"],
+            },
+            "openai together fireworks",
+        ),
+    ],
+)
+def test_each_service_takes_what_it_says(line: dict[str, Any], takers: str) -> None:
+    taking = [name for name in ("openai", "together", "fireworks", "mistral") if not refused(name, line)]
+    assert taking == takers.split()
+
+
+def test_how_many_and_how_large() -> None:
+    line = chat("user", "assistant")
+    assert refused("openai", *[line] * 9, split="train") == ["too-few-or-many"]
+    assert refused("openai", *[line] * 10, split="train") == []
+    assert refused("fireworks", line, line, split="train") == ["too-few-or-many"]
+    long = {"messages": [{"role": "user", "content": "x" * 2**21}, {"role": "assistant", "content": "y"}]}
+    assert refused("mistral", long) == ["file-too-large"]
+    assert refused("mistral", long, split="train") == []
+    with pytest.raises(RecipeError, match="Did you mean `together`"):
+        find_format("togehter")
+
+
+def rows(folder: Path, count: int = 30) -> str:
+    file = folder / "r.jsonl"
+    file.write_text("".join(json.dumps({"text": f"row {i}", "label": "ab"[i % 2]}) + "\n" for i in range(count)))
+    return str(file)
+
+
+def test_what_is_exported_is_what_the_model_is_asked(tmp_path: Path) -> None:
+    recipe = make_recipe({"model": "openai:gpt-4.1-mini", "task": "classification", "data": {"train": rows(tmp_path)}})
+    paths, _ = export_lines(recipe, "together", tmp_path / "out")
+    lines = [json.loads(line) for line in paths["train"].read_text().splitlines()]
+    plan = plan_hosted(recipe)
+    assert lines == list(plan.lines["train"])
+    system, user, assistant = lines[0]["messages"]
+    example = plan.examples["train"][0]
+    assert system["content"].endswith("a, b.")
+    assert user["content"] == example.prompt
+    assert assistant["content"] == plan.task.labels[example.gold or 0]
+    body = plan.examples and plan.lines["dev"]
+    assert len(body) == len(paths["dev"].read_text().splitlines()) == 3
+    assert plan.estimate.trained_tokens > 0
+    assert plan.estimate.cost is not None and 0 < plan.estimate.cost < 0.1
+
+
+def test_tool_calls_are_sent_as_text_and_weights_stay(tmp_path: Path) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "no", "weight": 0},
+        {"role": "user", "content": "b"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "2", "tool_call_id": "c"},
+        {"role": "assistant", "content": "two"},
+    ]
+    file = tmp_path / "c.jsonl"
+    file.write_text(
+        "".join(
+            json.dumps({"messages": [*messages, {"role": "user", "content": str(i)}, messages[-1]]}) + "\n"
+            for i in range(20)
+        )
+    )
+    recipe = make_recipe({"model": "openai:gpt-4.1-mini", "task": "chat", "data": {"train": str(file)}})
+    paths, _ = export_lines(recipe, "openai", tmp_path / "out")
+    sent = json.loads(paths["train"].read_text().splitlines()[0])["messages"]
+    assert sent[:2] == messages[:2]
+    assert json.loads(sent[3]["tool_calls"][0]["function"]["arguments"]) == {"x": 1}
+    assert isinstance(sent[3]["tool_calls"][0]["function"]["arguments"], str)
+
+
+def test_the_command_refuses_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "data",
+        "export",
+        "--task",
+        "classification",
+        "--train",
+        rows(tmp_path, 12),
+        "--folder",
+        str(tmp_path / "o"),
+    ]
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--to", "openai"])
+    assert caught.value.code == 2
+    assert "at least 10 examples" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--to", "fireworks", "--json"])
+    assert caught.value.code == 0
+    assert Path(json.loads(capsys.readouterr().out)["paths"]["train"]).is_file()
+    with pytest.raises(DataError):
+        export_lines(make_recipe({"task": "chat", "data": {"train": rows(tmp_path)}}), "openai", tmp_path / "p")
+
+
+def test_a_dry_run_says_what_it_would_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "--method", "hosted", "--model", "openai:gpt-4.1-mini", "--task", "classification", "--dry-run"]
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--train", rows(tmp_path), "--json"])
+    out, err = capsys.readouterr()
+    assert caught.value.code == 0, err
+    assert json.loads(out)["estimate"]["cost"] > 0
+    assert "2026-11-26" in err
