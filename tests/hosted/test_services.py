@@ -6,6 +6,7 @@ from pathlib import Path
 
 import keyring
 import keyring.backend
+import keyring.backends.fail
 import pytest
 
 from tunefork.errors import HostedError, RecipeError
@@ -63,6 +64,8 @@ def test_keys_come_from_the_environment_then_the_keyring(monkeypatch: pytest.Mon
             find_key(find_service("nebius"))
         with pytest.raises(RecipeError, match="TUNEFORK_API_KEY"):
             find_key(find_service("https://example.org/v1"))  # never another service's key
+        assert find_key(find_service("http://localhost:8000/v1")) == "none"
+        keyring.set_keyring(keyring.backends.fail.Keyring())  # a machine without one
         assert find_key(find_service("http://localhost:8000/v1")) == "none"
     finally:
         keyring.set_keyring(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from tunefork.cli.hosted import Yes, confirmer
-from tunefork.cli.screen import Json, emit, screen
+from tunefork.cli.screen import Json, emit, empty_table, screen
+from tunefork.files import write_atomic
 
 migrate_app = typer.Typer(help="The way out of a service: inventory, record, retrain, compare.", no_args_is_help=True)
 
@@ -21,6 +23,7 @@ Limit = Annotated[
 ]
 Prices = Annotated[Path | None, typer.Option("--prices", help="a price table of your own, YAML")]
 PLAIN_EVERY_SECONDS = 5.0
+METHODS = ("backprop/lora", "backprop/none", "zo/lora")
 
 
 def progress(console: Console) -> Callable[[int, int], None]:
@@ -85,6 +88,103 @@ def record(
     )
     if as_json:
         emit({"path": str(found.path), **found.about})
+
+
+@migrate_app.command("inventory")
+def inventory(
+    service: Annotated[str, typer.Option("--service", help="openai, azure, nebius, or a URL")] = "openai",
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file to write")] = None,
+    as_json: Json = False,
+) -> None:
+    """Tuned models, what they were made of, and until when they answer."""
+    from tunefork.migrate.inventory import dates
+    from tunefork.migrate.inventory import inventory as take
+
+    console, found = screen(as_json), take(service, out)
+    table = empty_table("model", "base", "answers", "until", "job", "validation file")
+    for m in found:
+        told = (
+            m.model,
+            m.base,
+            "yes" if m.answers else "no",
+            m.shutdown or "–",
+            m.job or "–",
+            m.validation_file or "–",
+        )
+        table.add_row(*map(escape, told))
+    console.print(table)
+    console.print(
+        f"Dates as of {dates()['date']}. Record each with `tunefork migrate record --model MODEL --out FOLDER`."
+    )
+    if as_json:
+        emit([asdict(model) for model in found])
+
+
+@migrate_app.command("retrain")
+def retrain(
+    recording: Annotated[Path, typer.Argument(help="a recording's folder")],
+    model: Annotated[str, typer.Option("--model", help="local base: a folder or hub name with a chat template")],
+    out: Annotated[Path, typer.Option("--out", help="folder of the runs")],
+    train: Annotated[Path | None, typer.Option("--train", help="default: the training file of the model's job")] = None,
+    methods: Annotated[
+        str, typer.Option("--methods", help="METHOD/ADAPTER, comma-separated, each tried if it fits")
+    ] = ("backprop/lora,backprop/none,zo/lora"),
+    sets: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="any key of the recipe")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a local base on the same files, by each method that fits here; the best on dev is chosen."""
+    from tunefork.cli.progress import Watcher
+    from tunefork.migrate.retrain import retrain as train_again
+    from tunefork.recipe import parse_sets
+
+    console = screen(as_json)
+    names = [name.strip() for name in methods.split(",")]
+    found = train_again(
+        recording, model, out, train=train, methods=names, sets=parse_sets(sets or []), listener=Watcher(console)
+    )
+    table = empty_table("method", "", right=("loss on dev",))
+    for cell in found["tried"]:
+        loss = "–" if cell["dev_loss"] is None else f"{cell['dev_loss']:.4f}"
+        table.add_row(cell["name"], escape(cell["skipped"] or cell["path"]), loss)
+    console.print(table)
+    console.print(f"[bold]{escape(found['chosen'])}[/]", soft_wrap=True)
+    if as_json:
+        emit(found)
+
+
+@migrate_app.command("compare")
+def compare(
+    recording: Annotated[Path, typer.Argument(help="a recording's folder")],
+    model: Annotated[str, typer.Option("--model", help="a run, a local chat model, or a hosted one")],
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")] = "auto",
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Ask another model the recorded prompts; agreement, scores, and the answers that changed most."""
+    from tunefork.migrate.compare import compare as beside
+
+    console = screen(as_json)
+    found = beside(recording, model, device=device, confirm=confirmer(console, yes, None))
+    _write_page([recording], recording / "migration.html", console)
+    if as_json:
+        emit(found)
+
+
+@migrate_app.command("report")
+def report(
+    recordings: Annotated[list[Path], typer.Argument(help="recordings that were compared")],
+    out: Annotated[Path, typer.Option("--out", help="the page to write")] = Path("migration.html"),
+) -> None:
+    """All of a migration on one page."""
+    _write_page(recordings, out, screen(False))
+
+
+def _write_page(recordings: list[Path], out: Path, console: Console) -> None:
+    from tunefork.migrate.compare import read_comparison
+    from tunefork.report import render_migration
+
+    write_atomic(out, render_migration([read_comparison(path) for path in recordings]))
+    console.print(f"[bold]{escape(str(out))}[/]", soft_wrap=True)
 
 
 def _summary(about: Any) -> str:

@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,10 @@ class Estimate:
 
     def __add__(self, other: Estimate) -> Estimate:
         cost = None if self.cost is None or other.cost is None else self.cost + other.cost
-        counts = [
-            getattr(self, name) + getattr(other, name)
-            for name in ("requests", "input_tokens", "output_tokens", "trained_tokens")
-        ]
-        return Estimate(counts[0], counts[1], counts[2], counts[3], cost, self.date or other.date)
+        names = ("requests", "input_tokens", "output_tokens", "trained_tokens")
+        return replace(
+            self, cost=cost, date=self.date or other.date, **{n: getattr(self, n) + getattr(other, n) for n in names}
+        )
 
     def says(self) -> str:
         """In a sentence, with the date of the prices."""

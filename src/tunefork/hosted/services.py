@@ -124,6 +124,8 @@ def _from_keyring(user: str) -> str | None:
         return None
     try:
         return keyring.get_password("tunefork", user)
+    except keyring.errors.NoKeyringError:
+        return None
     except keyring.errors.KeyringError as error:
         raise UnsupportedError(
             f"The keyring must open. Received: {type(error).__name__}. Try the key in the environment instead."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,18 +63,3 @@ def _prompt(row: Row, raw: Any) -> Prompt | None:
     right = next((values[name] for name in ("completion", "answer", "label") if not is_blank(values.get(name))), None)
     answer = plain_text(right)
     return Prompt(row.source, ({"role": "user", "content": text},), (), None if answer is None else answer.strip())
-
-
-def as_lines(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-    """Prompts as a file of conversations has them, the reference as the last reply."""
-    return [
-        {
-            "messages": [*p.messages, *([] if p.reference is None else [_reply(p.reference)])],
-            **({"tools": list(p.tools)} if p.tools else {}),
-        }
-        for p in prompts
-    ]
-
-
-def _reply(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}

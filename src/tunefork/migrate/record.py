@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from tunefork.hosted.client import Client
 from tunefork.hosted.jobs import find_job, read_file
 from tunefork.hosted.prices import Budget, Estimate, estimate_requests, find_price, require_confirmed
 from tunefork.hosted.services import HostedModel, find_model
-from tunefork.migrate.prompts import Prompt, as_lines, read_prompts
+from tunefork.migrate.inventory import shutdown_of
+from tunefork.migrate.prompts import Prompt, read_prompts
 
 RECORDING_SCHEMA = 1
 Confirm = Callable[[Estimate], bool]
@@ -96,6 +97,7 @@ def record(
             "model": hosted.name,
             "base_url": hosted.service.base_url,
             "base": hosted.base,
+            "shutdown": shutdown_of(hosted),
             "job": job,
             "prompts": {"file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "rows": len(asked)},
             "request": {k: v for k, v in bodies[0].items() if k not in ("messages", "tools", "model")},
@@ -103,7 +105,7 @@ def record(
         write_json(out / "recording.json", {**about, "finished": None})
         answers = ask_all(client, store, bodies, budget, concurrency=concurrency, on_answer=on_answer)
         rows = [_recorded(p, a) for p, a in zip(asked, answers, strict=True)]
-        write_atomic(out / "recorded.jsonl", "".join(json.dumps(_line(row)) + "\n" for row in rows))
+        write_atomic(out / "recorded.jsonl", "".join(json.dumps(asdict(row)) + "\n" for row in rows))
         usage = [u for _, u in store.usage()]
         about |= {
             "answers": sum(r.error is None for r in rows),
@@ -158,10 +160,6 @@ def _recorded(prompt: Prompt, answer: Answer | HostedError) -> Recorded:
     return Recorded(*asked, answer.text, answer.finish_reason, answer.tokens, answer.tool_calls, answer.at)
 
 
-def _line(row: Recorded) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in Recorded.__slots__}
-
-
 def _validation_file(client: Client, model: HostedModel, job: Mapping[str, Any] | None, out: Path) -> Path:
     """The validation file of the model's job, brought to `out`/prompts.jsonl once."""
     file = out / "prompts.jsonl"
@@ -185,6 +183,3 @@ def _refuse_another_model(out: Path, model: HostedModel) -> None:
         raise RunError(f"{out / 'recording.json'} must be JSON. Received: {error}. Try another --out.") from None
     if kept["model"] != model.name:
         raise RunError(f"A recording holds one model. {out} has {kept['model']}. Try another --out.")
-
-
-__all__ = ["Recorded", "Recording", "as_lines", "read_recording", "record"]

@@ -1,5 +1,6 @@
 """What came of a run, on one page: a verdict in words, figures, examples, findings, recipe and cost."""
 
+from tunefork.report.migration import render_migration
 from tunefork.report.page import render_report, write_report
 
-__all__ = ["render_report", "write_report"]
+__all__ = ["render_migration", "render_report", "write_report"]

@@ -89,7 +89,7 @@ def _view(record: Record, comparison: Comparison | None) -> dict[str, Any]:
     metrics = _metrics(record)
     baseline = words.baseline_name(comparison.baseline) if comparison is not None else ""
     return {
-        "style": Markup(_style()),
+        "style": Markup(page_style()),
         "title": f"{words.short_name(recipe['task']['name'])} with {words.short_name(recipe['model']['name'])}",
         "system": words.system_name(recipe),
         "headline": headline(record, comparison),
@@ -294,7 +294,13 @@ def _off(value: float | None, forecast: float | None) -> str:
     return f" ({off:+d}\N{NARROW NO-BREAK SPACE}%)".replace("-", words.MINUS) if off else " (as measured)"
 
 
-def _style() -> str:
+def environment() -> Environment:
+    """The templates of this room, with its filters."""
+    return _ENVIRONMENT
+
+
+def page_style() -> str:
+    """The style sheet of every page."""
     loader = _ENVIRONMENT.loader
     assert loader is not None
     return loader.get_source(_ENVIRONMENT, "style.css")[0]

@@ -11,6 +11,17 @@ import torch
 _STATUS = Path("/proc/self/status")
 
 
+def available_bytes() -> int | None:
+    """What a run may take now: free memory of the first CUDA device, else of the machine; None where it is not told."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
 def anonymous_bytes() -> int | None:
     """This process's anonymous resident memory, or None where the system does not tell (not Linux)."""
     try:

@@ -240,6 +240,7 @@ def _about(
     trained, price = job.get("trained_tokens"), find_price(plan.model, plan.recipe.hosted.prices)
     paid = price is not None and price.train is not None and trained is not None
     steps = int(max((line.get("step", 0) for line in table), default=0))
+    unknown = {"kind": "causal", "parameters": None, "fingerprint": ""}
     return {
         "recipe": recipe.model_dump(mode="json"),
         "reasons": [
@@ -247,18 +248,8 @@ def _about(
             for k, v in known.items()
             if getattr(plan.recipe.train, k) == "auto"
         ],
-        "data": {
-            "counts": plan.counts(),
-            "origin": dict(plan.origin),
-            "findings": [asdict(finding) for finding in plan.findings],
-        },
-        "model": {
-            "name": plan.model.name,
-            "kind": "causal",
-            "architecture": f"hosted by {client.service.name}",
-            "parameters": None,
-            "fingerprint": "",
-        },
+        "data": {"counts": plan.counts(), "origin": dict(plan.origin), "findings": [asdict(f) for f in plan.findings]},
+        "model": {"name": plan.model.name, "architecture": f"hosted by {client.service.name}", **unknown},
         "rendering": {"form": plan.task.form, "wording": dict(plan.task.wording), "system": plan.recipe.hosted.system},
         "steps": steps,
         "forwards": len(plan.lines["train"]) * (epochs if isinstance(epochs, int) else 0),
@@ -292,15 +283,8 @@ def _looks(table: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
     for line in table:
         if (loss := line.get("valid_loss")) is not None:
             better = all(loss < look["value"] for look in looks)
-            looks.append(
-                {
-                    "step": int(line["step"]),
-                    "metric": "loss",
-                    "value": loss,
-                    "better": better,
-                    "metrics": {"loss": loss},
-                }
-            )
+            figures = {"metric": "loss", "value": loss, "metrics": {"loss": loss}}
+            looks.append({"step": int(line["step"]), "better": better, **figures})
     return looks
 
 

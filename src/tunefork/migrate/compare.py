@@ -1,0 +1,159 @@
+"""`migrate compare`: what a recorded model said beside what another one says, on the same prompts."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tunefork.errors import DataError, MissingFileError, UnsupportedError
+from tunefork.evaluate.harness import predict_examples
+from tunefork.evaluate.summary import Value
+from tunefork.evaluate.trained import is_trained, load_trained, load_untrained
+from tunefork.files import write_json
+from tunefork.hosted import find_model, is_hosted
+from tunefork.hosted.asking import asking_hosted
+from tunefork.hosted.prices import require_confirmed
+from tunefork.metrics import MeanStatistic, bootstrap_interval, exact_match, paired_difference, rouge_l
+from tunefork.migrate.record import Confirm, Recorded, read_recording
+from tunefork.recipe import DataSection, HostedSection, ModelSection, TaskSection
+from tunefork.tasks import Example, Message, Prediction, make_task
+
+COMPARISON_SCHEMA = 1
+SURE = 0.9  # probability of a whole answer
+SHOWN = 12
+Measure = Callable[[str, Sequence[str]], float]
+_MEASURES: dict[str, Measure] = {
+    "exact_match": exact_match,
+    "rougeL": lambda said, right: max(rouge_l(said, text).f1 for text in right),
+}
+
+
+def compare(
+    recording: str | Path,
+    model: str | Path,
+    *,
+    device: str = "auto",
+    confirm: Confirm = lambda estimate: False,
+    hosted: HostedSection | None = None,
+) -> dict[str, Any]:
+    """Asks `model` (a run or export of the task chat, a local chat model, or a hosted one) the recorded prompts.
+
+    Agreement is with the recorded answers, by normalised equality and ROUGE-L; where the right answers are known, both
+    models are also measured against them, with the paired difference new - old. Intervals are 95 % bootstrap over
+    rows. Writes and returns comparison.json in the recording's folder; `migrate report` makes a page of it.
+    """
+    found = read_recording(recording)
+    rows = [row for row in found.rows if row.answer and not row.tool_calls]
+    if not rows:
+        raise DataError(f"A comparison needs recorded answers of text. Received none in {found.path}.")
+    examples = [_example(row) for row in rows]
+    started = time.perf_counter()
+    said = _ask(str(model), examples, device, confirm, hosted or HostedSection())
+    old, new = [row.answer or "" for row in rows], [p.predicted for p in said]
+    known = [(str(row.reference), a, b) for row, a, b in zip(rows, old, new, strict=True) if row.reference]
+    losses = [p.loss for p in said if p.loss is not None]
+    similarity = [_MEASURES["rougeL"](b, [a]) for a, b in zip(old, new, strict=True)]
+    order = sorted(range(len(rows)), key=lambda i: (similarity[i], -(said[i].loss or 0.0)))
+    result = {
+        "schema": COMPARISON_SCHEMA,
+        "old": found.about["model"],
+        "new": str(model),
+        "shutdown": found.about["shutdown"],
+        "rows": len(rows),
+        "left_out": len(found.rows) - len(rows),
+        "agreement": {name: _value(name, f, new, [[a] for a in old]) for name, f in _MEASURES.items()},
+        "sure": _by_sureness(rows, old, new),
+        "labelled": len(known),
+        "scores": [_scores(name, f, known) for name, f in _MEASURES.items() if known],
+        "loss_of_recorded_answers": sum(losses) / len(losses) if losses else None,
+        "changed": [_changed(rows[i], new[i], similarity[i]) for i in order if similarity[i] < 1][:SHOWN],
+        "seconds": time.perf_counter() - started,
+        "cost_of_recording": found.about["cost"],
+    }
+    write_json(found.path / "comparison.json", result)
+    return read_comparison(found.path)
+
+
+def read_comparison(path: str | Path) -> dict[str, Any]:
+    """What `compare` left in a recording's folder."""
+    file = Path(path) / "comparison.json"
+    if not file.is_file():
+        raise MissingFileError(f"{path} must hold comparison.json. It does not. Try `tunefork migrate compare` first.")
+    return json.loads(file.read_bytes())
+
+
+def _ask(
+    model: str, examples: Sequence[Example], device: str, confirm: Confirm, section: HostedSection
+) -> list[Prediction]:
+    if is_hosted(model):
+        task = make_task(TaskSection(name="chat"), DataSection(), "causal", ())
+        with asking_hosted(find_model(model), task, section) as asking:
+            require_confirmed(asking.estimate(examples), section.limit, confirm)
+            return asking.predict(examples)[0]
+    if is_trained(model):
+        trained = load_trained(model, device)
+    else:
+        place = ModelSection.model_validate({"name": model, "device": device})
+        trained = load_untrained(place, make_task(TaskSection(name="chat"), DataSection(), "causal", ()), False)
+    if trained.task.form != "chat":
+        raise UnsupportedError(
+            f"Recorded conversations are asked of a chat model. Received {model!r}, trained for "
+            f"{trained.task.info.name}. Try `tunefork migrate retrain`."
+        )
+    return predict_examples(trained.model, trained.asking(4096), examples, generated=True)
+
+
+def _example(row: Recorded) -> Example:
+    """The recorded answer as the reply: its loss is how likely the new model finds it."""
+    given = [Message(m["role"], _plain(m.get("content")), False, _extra(m)) for m in row.messages]
+    reply = Message("assistant", row.answer or "")
+    references = (row.reference,) if row.reference else (reply.content,)
+    return Example(row.source, messages=(*given, reply), references=references)
+
+
+def _plain(content: Any) -> str:
+    parts = content if isinstance(content, list) else [{"text": content or ""}]
+    return "\n".join(str(part.get("text") or "") for part in parts)
+
+
+def _extra(message: Mapping[str, Any]) -> dict[str, Any] | None:
+    return {k: v for k, v in message.items() if k not in ("role", "content")} or None
+
+
+def _by_sureness(rows: Sequence[Recorded], old: Sequence[str], new: Sequence[str]) -> list[dict[str, Any]]:
+    """Agreement where the old model gave its whole answer a probability of at least SURE, and where less."""
+    parts: dict[str, list[int]] = {"sure": [], "unsure": []}
+    for i, row in enumerate(rows):
+        if row.tokens:
+            total = math.exp(sum(token["logprob"] for token in row.tokens))
+            parts["sure" if total >= SURE else "unsure"].append(i)
+    return [
+        {"name": name, **_value("exact_match", exact_match, [new[i] for i in part], [[old[i]] for i in part])}
+        for name, part in parts.items()
+        if part
+    ]
+
+
+def _value(name: str, measure: Measure, said: Sequence[str], right: Sequence[Sequence[str]]) -> Value:
+    statistic = MeanStatistic(name, [measure(s, r) for s, r in zip(said, right, strict=True)])
+    found = bootstrap_interval(statistic, len(said))
+    return Value(value=found.value, low=found.low, high=found.high, n=found.n)
+
+
+def _scores(name: str, measure: Measure, known: Sequence[tuple[str, str, str]]) -> dict[str, Any]:
+    """Both models against the right answers, and new - old. `known` has (right, old, new) of each row."""
+    right, old, new = ([[row[0]] for row in known], [row[1] for row in known], [row[2] for row in known])
+    a, b = (MeanStatistic(name, [measure(s, r) for s, r in zip(said, right, strict=True)]) for said in (new, old))
+    values = {"new": _value(name, measure, new, right), "old": _value(name, measure, old, right)}
+    return {"metric": name, **values, "difference": asdict(paired_difference(a, b, len(right)))}
+
+
+def _changed(row: Recorded, now: str, similarity: float) -> dict[str, Any]:
+    text = _plain(row.messages[-1].get("content"))
+    said = {"gold": row.reference, "before": row.answer, "after": now, "similarity": similarity}
+    return {"source": row.source, "text": text, **said}
