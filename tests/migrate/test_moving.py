@@ -71,7 +71,7 @@ def test_the_whole_way_out(tuned: tuple[str, str], tmp_path: Path) -> None:
     assert retrain(tmp_path / "kept", "embedded", tmp_path / "runs", methods=["backprop/lora"], sets=sets) == again
 
     result = compare(tmp_path / "kept", again["chosen"])
-    assert result["rows"] == result["labelled"] == 8
+    assert result["rows"] == result["scores"][0]["old"]["n"] == 8
     assert 0 <= result["agreement"]["exact_match"]["value"] <= 1
     score = result["scores"][0]
     assert score["difference"]["difference"] == pytest.approx(score["new"]["value"] - score["old"]["value"])

@@ -79,9 +79,6 @@ class AnswerStore:
     def __exit__(self, *error: object) -> None:
         self._lock.release()
 
-    def __len__(self) -> int:
-        return len(self._places)
-
     def get(self, key: str) -> Answer | None:
         if key not in self._places:
             return None

@@ -64,7 +64,6 @@ class Client:
                 raise HostedError(f"{what} must wait until the others are done. Received: an earlier one failed.")
             with self._count:
                 self.sent += 1
-            wait: float | None = None
             try:
                 return send(self.api)
             except openai.APIStatusError as error:
@@ -72,7 +71,7 @@ class Client:
                     raise self._refused(what, error) from None
                 problem, wait = f"status {error.status_code}", _retry_after(error.response.headers)
             except (openai.APIConnectionError, openai.APIResponseValidationError, ValueError) as error:
-                problem = f"no answer ({type(error).__name__})"
+                problem, wait = f"no answer ({type(error).__name__})", None
                 with self._count:
                     self.unanswered += 1
                 on_cut()

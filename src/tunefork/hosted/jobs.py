@@ -6,7 +6,7 @@ import base64
 import binascii
 import csv
 import io
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tunefork.hosted.client import Client
@@ -22,7 +22,7 @@ _PAGE = 100
 def list_jobs(client: Client) -> list[dict[str, Any]]:
     """Every fine-tuning job that the key can see, newest first."""
     return client.call(
-        "The list of jobs", lambda api: [job.to_dict() for job in api.fine_tuning.jobs.list(limit=_PAGE)]
+        "The list of jobs", lambda api: [job.to_dict() for job in _each(api.fine_tuning.jobs.list(limit=_PAGE))]
     )
 
 
@@ -43,7 +43,7 @@ def upload(client: Client, filename: str, content: bytes) -> str:
     """The id of a training file of this name. A file that has it already is taken: names must say the content."""
 
     def find(api: openai.OpenAI) -> str | None:
-        files = api.files.list(purpose="fine-tune", limit=1000)
+        files = _each(api.files.list(purpose="fine-tune", limit=1000))
         return next((file.id for file in files if file.filename == filename), None)
 
     def make(api: openai.OpenAI) -> str:
@@ -56,7 +56,7 @@ def begin(client: Client, training_file: str, **request: Any) -> dict[str, Any]:
     """The job that trains on a file, made unless there is one: a request that was cut off may have been heard."""
 
     def find(api: openai.OpenAI) -> dict[str, Any] | None:
-        jobs = api.fine_tuning.jobs.list(limit=_PAGE)
+        jobs = _each(api.fine_tuning.jobs.list(limit=_PAGE))
         return next((job.to_dict() for job in jobs if job.training_file == training_file), None)
 
     def make(api: openai.OpenAI) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def checkpoints(client: Client, id: str) -> list[dict[str, Any]]:
     """Of a job, first to last; none where the service does not list them."""
 
     def send(api: openai.OpenAI) -> list[dict[str, Any]]:
-        return [checkpoint.to_dict() for checkpoint in api.fine_tuning.jobs.checkpoints.list(id, limit=_PAGE)]
+        return [c.to_dict() for c in _each(api.fine_tuning.jobs.checkpoints.list(id, limit=_PAGE))]
 
     found = client.call(f"The checkpoints of {id}", send)
     return sorted(found, key=lambda checkpoint: checkpoint["step_number"])
@@ -125,8 +125,18 @@ def metrics_by_step(table: bytes) -> list[dict[str, float]]:
 def _new_events(api: openai.OpenAI, id: str, known: Collection[str]) -> Iterator[dict[str, Any]]:
     """Oldest first; they are listed newest first, so a known one ends the search."""
     new = []
-    for event in api.fine_tuning.jobs.list_events(id, limit=_PAGE):
+    for event in _each(api.fine_tuning.jobs.list_events(id, limit=_PAGE)):
         if event.id in known:
             break
         new.append(event.to_dict())
     return reversed(new)
+
+
+def _each(pages: Iterable[Any]) -> Iterator[Any]:
+    """All of a list, page by page; it ends where a service gives something again, which would have no end."""
+    seen = set[str]()
+    for item in pages:
+        if item.id in seen:
+            return
+        seen.add(item.id)
+        yield item

@@ -68,7 +68,6 @@ def compare(
         "left_out": len(found.rows) - len(rows),
         "agreement": {name: _value(name, f, new, [[a] for a in old]) for name, f in _MEASURES.items()},
         "sure": _by_sureness(rows, old, new),
-        "labelled": len(known),
         "scores": [_scores(name, f, known) for name, f in _MEASURES.items() if known],
         "loss_of_recorded_answers": sum(losses) / len(losses) if losses else None,
         "changed": [_changed(rows[i], new[i], similarity[i]) for i in order if similarity[i] < 1][:SHOWN],
