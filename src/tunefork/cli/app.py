@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 
 from tunefork import __version__
-from tunefork.cli.hosted import Yes, confirmer, data_export, hosted_app, show_hosted
+from tunefork.cli.data import data_app
+from tunefork.cli.hosted import Yes, confirmer, hosted_app, show_hosted
 from tunefork.cli.migrate import migrate_app
 from tunefork.cli.options import Origin, parse_size, recipe_command
 from tunefork.cli.screen import Json, emit, empty_table, escape, screen
@@ -33,13 +34,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Look at rows before training on them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(keys_app, name="keys")
 app.add_typer(migrate_app, name="migrate")
 app.add_typer(hosted_app, name="hosted")
 app.command()(serve)
-data_app.command("export")(data_export)
 
 Run = Annotated[Path, typer.Argument(help="the folder of a run")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
@@ -365,43 +364,3 @@ def doctor(as_json: Json = False) -> None:
             console.print(f"{mark}{check.name:16} {escape(check.says)}", soft_wrap=True)
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
-
-
-@data_app.command("check")
-@recipe_command
-def data_check(recipe: Recipe, *, as_json: Json = False) -> None:
-    """Everything that is found in the rows before training, alone."""
-    from tunefork import workflows
-    from tunefork.cli.show import show_findings
-
-    found = workflows.check_data(recipe)
-    console = screen(as_json)
-    for name, count in found.counts.items():
-        console.print(f"{name}: {count['rows']:,} rows, {count['tokens']:,} tokens")
-    show_findings(console, found.findings)
-    if as_json:
-        emit({"counts": found.counts, "findings": [asdict(f) for f in found.findings]})
-    if found.refused:
-        raise typer.Exit(2)
-
-
-@data_app.command("show")
-@recipe_command
-def data_show(
-    recipe: Recipe,
-    *,
-    row: Annotated[int, typer.Option("--row", min=0, metavar="N", help="which row, from 0")] = 0,
-    split: Annotated[str, typer.Option("--split", help="train, dev or test")] = "train",
-    as_json: Json = False,
-) -> None:
-    """A row as the model sees it: every token, masked or trained."""
-    from tunefork import workflows
-    from tunefork.cli.show import show_tokens
-
-    shown = workflows.show_data(recipe, row=row, split=split)
-    if as_json:
-        emit([asdict(one) for one in shown])
-        return
-    console = screen(False)
-    for one in shown:
-        show_tokens(console, one)

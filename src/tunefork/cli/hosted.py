@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from tunefork.cli.options import recipe_command
-from tunefork.cli.screen import Json, emit, screen
+from tunefork.cli.screen import Json, emit, escape, screen
 from tunefork.errors import RecipeError
 from tunefork.recipe import Recipe
 

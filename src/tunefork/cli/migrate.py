@@ -10,10 +10,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from tunefork.cli.hosted import Yes, confirmer
-from tunefork.cli.screen import Json, emit, empty_table, screen
+from tunefork.cli.screen import Json, emit, empty_table, escape, screen
 from tunefork.files import write_atomic
 
 migrate_app = typer.Typer(help="The way out of a service: inventory, record, retrain, compare.", no_args_is_help=True)

@@ -78,7 +78,7 @@ def split_files(
 
     Raises DataError: no such `group_field`, too few rows to split.
     """
-    rows: dict[str, Sequence[Row]] = dict(files.rows)
+    rows: dict[str, Sequence[Row]] = {str(role): found for role, found in files.rows.items()}
     findings, origin = list(files.findings), dict(files.origin)
     if section.group_field:
         findings += _check_groups(section.group_field, rows)
