@@ -231,3 +231,11 @@ _BUILDERS: dict[str, Callable[[PreTrainedTokenizerFast], torch.nn.Module]] = {
     "roberta": _roberta,
     "bert": _bert,
 }
+
+
+def adapter_section(name: str, *, rank: int = 4, prefix_tokens: int = 4) -> dict[str, Any]:
+    """A recipe's `adapter` with what that adapter reads: a recipe that says more is refused."""
+    section: dict[str, Any] = {"name": name}
+    if name in ("lora", "qlora", "dora"):
+        section["rank"] = rank
+    return section | ({"prefix_tokens": prefix_tokens} if name == "prefix" else {})

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.tiny import CAUSAL, KINDS
+from tests.tiny import CAUSAL, KINDS, adapter_section
 from tunefork.data import load_splits
 from tunefork.errors import Interrupted, TuneforkError
 from tunefork.evaluate.harness import predict_examples
@@ -103,7 +103,7 @@ def recipe(cell: Cell, model: Path, folder: Path, out: str, **train: Any) -> Rec
         {
             "model": {"name": str(model), "device": "cpu"},
             "task": {"name": kind, "form": form or "auto"},
-            "adapter": {"name": cell.adapter, "rank": 8, "prefix_tokens": 16},
+            "adapter": adapter_section(cell.adapter, rank=8, prefix_tokens=16),
             "data": {
                 "train": str(file),
                 "test_fraction": 0,
@@ -114,8 +114,8 @@ def recipe(cell: Cell, model: Path, folder: Path, out: str, **train: Any) -> Rec
             "train": {
                 "method": cell.method,
                 "learning_rate": RATE[cell.adapter],
-                "batch_size": 16,
-                "micro_batch_size": 16,
+                "batch_size": 2 if cell.method == "zo" else 16,
+                "micro_batch_size": 2 if cell.method == "zo" else 16,
                 "schedule": "linear",
                 "warmup": 0.05,
                 "max_steps": STEPS.get(cell.adapter, MANY),

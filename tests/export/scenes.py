@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests.tiny import adapter_section
 from tunefork.recipe import make_recipe
 from tunefork.workflows.finetune import finetune
 
@@ -56,7 +57,7 @@ def run_maker(folder: Path, model: Callable[[str], Path]) -> MakeRun:
                 "model": {"name": str(model(kind)), "dtype": dtype, "max_length": 64},
                 "task": {"name": task, **more},
                 "data": {"train": files[task], "test_fraction": 0.2, "dev_fraction": 0.3},
-                "adapter": {"name": adapter, "rank": 4, "prefix_tokens": 4},
+                "adapter": adapter_section(adapter),
                 "train": {"max_steps": 12, "batch_size": 8, "learning_rate": rate, "keep_best": False},
                 "evaluate": {"baselines": [], "bootstrap": 100},
                 "out": str(out),

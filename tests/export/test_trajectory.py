@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.export.scenes import write_rows
 from tests.export.test_card import executed
+from tests.tiny import adapter_section
 from tunefork.errors import MissingFileError, RecipeError, RunError, UnsupportedError
 from tunefork.evaluate.trained import load_trained
 from tunefork.export.exporting import export
@@ -63,7 +64,7 @@ def zo_run(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
                 "model": {"name": str(tiny(case.kind)), "dtype": case.dtype, "max_length": 64},
                 "task": {"name": "classification", "form": case.form},
                 "data": {"train": rows, "test_fraction": 0.2, "dev_fraction": 0.3},
-                "adapter": {"name": case.adapter, "rank": 4, "prefix_tokens": 4},
+                "adapter": adapter_section(case.adapter),
                 "train": {"method": "zo", "learning_rate": 1e-3, "max_steps": STEPS, "batch_size": 8, "save_every": 4},
                 "zo": {"epsilon": 1e-3, "direction": case.direction, "queries": 2},
                 "evaluate": {"baselines": [], "bootstrap": 100},
