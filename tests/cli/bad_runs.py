@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from tests.cli.places import Arguments, Case, Place
+from tests.cli.scenes import reviews
 from tests.recovery.watched_os import WatchedOs
 from tunefork import files
 
@@ -57,6 +58,15 @@ def predict(place: Place, rows: object, *more: object) -> Arguments:
 
 def evaluate(place: Place, *more: object) -> Arguments:
     return ["evaluate", place.run(), "--json", *more]
+
+
+def partly_bad(place: Place) -> Arguments:
+    return evaluate(place, "--test", place.put("a.csv", [*reviews(), {"text": "Fine.", "label": "so so"}]))
+
+
+def mostly_cut(place: Place) -> Arguments:
+    long = [{**row, "text": row["text"] * 400} for row in reviews(2)]
+    return evaluate(place, "--test", place.put("a.csv", [*long, *reviews(4)]))
 
 
 def show(place: Place, *more: object) -> Arguments:
@@ -123,6 +133,8 @@ USING = (
     Case("predict into no folder", lambda p: predict(p, p.rows(), "--out", "no/a.csv"), ("mkdir -p no",)),
     Case("predict into a format unknown", lambda p: predict(p, p.rows(), "--out", "a.doc"), ("a.doc",)),
     Case("predict over its own rows", lambda p: predict(p, p.rows(), "--out", p.folder / "rows.csv"), ("replace",)),
+    Case("predict of the folder one is in", lambda p: predict(p, "."), ("must come from a file", "the folder `.`")),
+    Case("predict of every folder", lambda p: predict(p, "/"), ("must come from a file", "the folder `/`")),
     Case("predict with half its arguments", lambda p: ["predict", p.run(), "--json"], ("Missing argument",)),
     Case("evaluate without rows", lambda p: evaluate(p), ("labelled rows", "--test rows.csv")),
     Case("evaluate of unlabelled rows", lambda p: evaluate(p, "--test", p.put("a.csv", "text\nFine.\n")), ("label",)),
@@ -132,6 +144,13 @@ USING = (
         ("`train.epochs` must be read by the command",),
     ),
     Case("evaluate of other labels", lambda p: evaluate(p, "--test", p.put("a.csv", "text,label\na,b\n")), ("'b'",)),
+    Case(
+        "evaluate of an unfinished run",
+        lambda p: ["evaluate", p.run(finished=False), "--test", p.rows(), "--json"],
+        ("must hold a trained model", "--resume"),
+    ),
+    Case("evaluate of rows of which many are bad", partly_bad, ("test: 1 row left out", "'so so'", "allows 1.0%")),
+    Case("evaluate of rows of which most are cut", mostly_cut, ("test: 2 rows cut to fit", "allows 20.0%")),
     Case("evaluate without a task", lambda p: ["evaluate", "--json", "--model", p.tiny("llama")], ("`task`",)),
     Case("evaluate of nothing", lambda p: ["evaluate", "none", "--json"], ("none",)),
     Case("export of nothing", lambda p: ["export", "none", "--json"], ("'none'", "folder that is there")),

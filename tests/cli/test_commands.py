@@ -153,6 +153,32 @@ def test_evaluate_a_run_and_a_model(place: Place, tunefork: Command) -> None:
     assert bare["test"]["accuracy"]["n"] == 24
 
 
+def test_evaluate_says_what_it_found_in_the_rows(place: Place, tunefork: Command) -> None:
+    long = {"text": "The soup was lovely. " * 400, "label": "good"}
+    rows = place.put("a.csv", [*reviews(), long, {"text": "Fine.", "label": "so so"}])
+    arguments = ["evaluate", place.run(), "--test", rows, "--set", "data.max_unusable=0.1"]
+    found = document(tunefork(*arguments, "--json"))
+    assert found["rows"] == 25
+    levels = {f["code"]: (f["level"], f["count"]) for f in found["findings"]}
+    assert (levels["unusable-row"], levels["cut-row"]) == (("warning", 1), ("warning", 1))
+    said = tunefork(*arguments)
+    assert "1 row cut to fit" in said.out
+    assert "a.csv:26: " in said.out
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_prompts_that_are_cut_before_text_is_generated_are_said(command: str, place: Place, tunefork: Command) -> None:
+    rows = [{"prompt": f"Is room {i} free?", "completion": "Yes, it is."} for i in range(24)]
+    more = ("--task", "generation", "--set", "task.max_new_tokens=4")
+    document(tunefork(*place.train_on("a.jsonl", rows, *more)))
+    new = place.put("b.jsonl", [*rows[:5], {"prompt": "And this room? " * 400, "completion": "No."}])
+    arguments = ["predict", "out", new] if command == "predict" else ["evaluate", "out", "--test", new]
+    found = document(tunefork(*arguments, "--json"))
+    (cut,) = (f for f in found["findings"] if f["code"] == "cut-prompt")
+    assert cut["count"] == 1
+    assert "b.jsonl:6: " in cut["examples"][0]
+
+
 @pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.jsonl", "rows.json", "rows.csv.gz", "rows.xlsx"])
 def test_predict_keeps_the_columns_and_adds_its_own(name: str, place: Place, tunefork: Command) -> None:
     rows = [{"id": str(i), "text": row["text"]} for i, row in enumerate(reviews(5))]
@@ -161,7 +187,8 @@ def test_predict_keeps_the_columns_and_adds_its_own(name: str, place: Place, tun
     write_rows(place.folder / name, rows)
     found = document(tunefork("predict", place.run(), place.folder / name, "--json"))
     path = place.folder / name.replace("rows.", "rows.predicted.")
-    assert found == {"path": str(path), "rows": 5, "predicted": 5}
+    columns = ["prediction", "probability_bad", "probability_good", "prediction_missing_because"]
+    assert found == {"path": str(path), "rows": 5, "predicted": 5, "columns": columns, "findings": []}
     written = [row.values for row in read_rows(path)[0]]
     assert list(written[0]) == ["id", "text", "prediction", "probability_bad", "probability_good"]
     for given, row in zip(rows, written, strict=True):
@@ -180,6 +207,32 @@ def test_predict_says_which_rows_it_could_not(place: Place, tunefork: Command) -
     assert table[0][-1] == "prediction_missing_because"
     assert table[3][-1] == "the text must not be empty."
     assert table[1][-1] is None
+
+
+def test_predict_leaves_columns_of_its_own_names_alone(place: Place, tunefork: Command) -> None:
+    mine = {"prediction": "rain", "probability_good_2": "7"}
+    rows = place.put("new.csv", [{**row, **mine} for row in reviews(3)])
+    found = document(tunefork("predict", place.run(), rows, "--json"))
+    added = ["prediction_3", "probability_bad_3", "probability_good_3", "prediction_missing_because_3"]
+    assert found["columns"] == added
+    assert [f["code"] for f in found["findings"]] == ["columns-renamed"]
+    for row in read_rows(found["path"])[0]:
+        assert list(row.values) == ["text", "label", *mine, *added[:3]]
+        assert {name: row.values[name] for name in mine} == mine
+        assert row.values["prediction_3"] in ("good", "bad")
+
+
+def test_predict_does_not_look_at_labels(place: Place, tunefork: Command) -> None:
+    rows = place.put("new.csv", [{**row, "label": "never heard of"} for row in reviews(3)])
+    found = document(tunefork("predict", place.run(), rows, "--json"))
+    assert (found["predicted"], found["findings"]) == (3, [])
+
+
+def test_predict_says_which_texts_were_cut(place: Place, tunefork: Command) -> None:
+    rows = place.put("new.csv", [{**row, "text": row["text"] * 400} for row in reviews(3)])
+    (cut,) = document(tunefork("predict", place.run(), rows, "--json"))["findings"]
+    assert (cut["code"], cut["level"], cut["count"], cut["split"]) == ("cut-row", "warning", 3, "")
+    assert "3 rows cut to fit" in tunefork("predict", place.folder / "kept", rows).out
 
 
 def test_chat_streams_from_what_is_piped_in(place: Place, tunefork: Command) -> None:

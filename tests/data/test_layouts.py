@@ -137,6 +137,7 @@ def test_missing_empty_and_other_than_text_fields_are_left_out() -> None:
 
 def test_without_answers_a_completion_may_be_missing() -> None:
     assert laid_out({"prompt": "a", "completion": ""}, answers=False) == {"prompt": "a"}
+    assert laid_out({"prompt": "a", "completion": ["b"]}, answers=False) == {"prompt": "a"}
     assert laid_out({"instruction": "a"}, "alpaca", answers=False)["prompt"] == "a"
 
 

@@ -6,15 +6,18 @@ import contextlib
 import io
 import json
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.export.scenes import MakeRun
+from tests.export.scenes import MakeRun, write_rows
 from tunefork.export.exporting import export
 from tunefork.export.snippet import STAND_IN
+from tunefork.workflows.finetune import finetune
 from tunefork.workflows.predict import predict
 
 
@@ -82,6 +85,34 @@ def test_the_card_tells_figures_proof_and_base(run: MakeRun, tmp_path: Path) -> 
     assert f"**{found.proof['ratio']:.2g}**" in card
     assert "License: not stated" in card
     assert f"| train | {result['data']['counts']['train']['rows']} |" in card
+
+
+def test_the_card_tells_the_licence_that_the_bases_card_tells(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    base = shutil.copytree(tiny("llama"), tmp_path / "base")
+    recipe = {
+        "task": "classification",
+        "data": {"train": write_rows(tmp_path)["classification"]},
+        "train": {"max_steps": 1},
+        "evaluate": {"baselines": [], "bootstrap": 100},
+    }
+
+    def card(model: str, run: str) -> str:
+        source = tmp_path / run
+        if not source.exists():
+            finetune({**recipe, "model": model, "adapter": "lora", "out": str(source)})
+        return (export(source, to="adapter", out=tmp_path / "out").path / "README.md").read_text()
+
+    assert "License of the base model: cc-by-sa-4.0" in card("embedded", "embedded-run")
+    shutil.rmtree(tmp_path / "out")
+    for front, says in (
+        ("license: mit", "License of the base model: mit"),
+        ("license: other\nlicense_name: ours", "License of the base model: ours"),
+        ("license: [mit, zlib]", "License of the base model: mit, zlib"),
+        ("license: [", "License: not stated"),
+        ("language: en", "License: not stated"),
+    ):
+        (base / "README.md").write_text(f"---\n{front}\n---\n# A model\n")
+        assert says in card(str(base), "run")
 
 
 def test_an_adapters_card_names_peft_and_its_base(run: MakeRun, tmp_path: Path) -> None:

@@ -174,6 +174,25 @@ def test_a_passage_without_questions_is_counted_and_not_lost() -> None:
     assert not examples and findings[0].code == "unusable-row" and "does not have" in findings[0].examples[0]
 
 
+A, B, C = {"start": 0, "end": 0}, {"start": 2, "end": 2}, [{"text": "C"}]  # letters of "A B", and one that is not
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("choice", {"question": "?", "choices": ["red", "green"], "label": "pink"}),
+        ("record", {"passage": {"text": "A B", "entities": [A, B]}, "qas": [{"query": "?", "answers": C}]}),
+        ("gsm8k", {"question": "1 + 1?", "answer": "two"}),
+        ("scoring", {"text": "Fine.", "score": "ten"}),
+    ],
+)
+def test_wrong_answers_are_not_looked_at_where_none_is_needed(name: str, values: dict[str, Any]) -> None:
+    task = made(name, names=("0", "1", "2"))
+    for labelled, usable in ((True, 0), (False, 1)):
+        examples, _ = build_examples(task, rows(values), DataSection(), labelled=labelled)
+        assert [(e.gold, e.answer, e.references) for e in examples] == [(None, None, ())] * usable
+
+
 def test_record_takes_every_mention_of_the_right_entity() -> None:
     text = "Ann Smith met Bob.\n@highlight\nAnn left"
     spans = [{"start": 0, "end": 8}, {"start": 14, "end": 16}, {"start": 30, "end": 32}, {"start": 14, "end": 16}]

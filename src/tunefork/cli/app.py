@@ -128,8 +128,8 @@ def evaluate(recipe: Recipe, *, origin: Origin, yes: Yes = False, as_json: Json 
     console = screen(as_json)
     model = recipe.model.name
     file = origin.file
-    if file is not None and (workflows.is_trained(file) or workflows.tuned_model(file) is not None):
-        origin.only("data.test", "model.device", "evaluate.", "seed")
+    if file is not None and file.is_dir():
+        origin.only("data.test", "data.max_unusable", "data.max_cut", "model.device", "evaluate.", "seed")
         model = str(file)
     found = workflows.evaluate(model, recipe=recipe, confirm=confirmer(console, yes, recipe.hosted.limit))
     show_findings(console, [f for f in found.findings if f.level != "info"])
@@ -138,7 +138,9 @@ def evaluate(recipe: Recipe, *, origin: Origin, yes: Yes = False, as_json: Json 
         console.print(escape(note), soft_wrap=True)
     console.print(f"{len(found.predictions):,} rows in {duration(found.seconds)}")
     if as_json:
-        emit({"model": model, "test": found.metrics, "rows": len(found.predictions), "seconds": found.seconds})
+        findings = [asdict(f) for f in found.findings]
+        figures = {"test": found.metrics, "rows": len(found.predictions), "seconds": found.seconds}
+        emit({"model": model, **figures, "findings": findings})
 
 
 @app.command()
@@ -201,7 +203,9 @@ def predict(
     show_findings(console, [f for f in found.findings if f.level != "info"])
     console.print(f"{found.predicted:,} of {found.rows:,} rows predicted: [bold]{escape(str(found.path))}[/]")
     if as_json:
-        emit({"path": str(found.path), "rows": found.rows, "predicted": found.predicted})
+        counts = {"rows": found.rows, "predicted": found.predicted}
+        findings = [asdict(f) for f in found.findings]
+        emit({"path": str(found.path), **counts, "columns": found.columns, "findings": findings})
 
 
 @app.command()

@@ -200,7 +200,7 @@ def _pair(row: Row, prompt: str, completion: str, answers: bool) -> dict[str, An
     answer = _required(row.values, completion)
     if not isinstance(answer, Problem):
         return {**row.values, "prompt": question, "completion": answer}
-    if answers or answer.code == "not-text":
+    if answers:
         return answer
     return {**{k: v for k, v in row.values.items() if k != "completion"}, "prompt": question}
 

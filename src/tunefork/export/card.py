@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
+
+import yaml
 
 from tunefork.evaluate.trained import Trained
 from tunefork.export.proof import Proof
 from tunefork.export.snippet import Artefact, model_class, snippet
-from tunefork.models.artefact import ArtefactInfo
+from tunefork.models.artefact import ArtefactInfo, base_facts
 
 _PIPELINES = {
     "AutoModelForSequenceClassification": "text-classification",
@@ -34,14 +37,15 @@ def render_card(
     result: Mapping[str, Any], info: ArtefactInfo, trained: Trained, *, to: str, dtype: str, proof: Proof | None
 ) -> str:
     """README.md with its YAML front matter. `result` is the run's result.json."""
-    base = base_name(info)
+    base, licence = base_name(info), _licence_of(base_facts(info["base"]).folder)
     title = f"{base.rpartition('/')[2]} for {trained.task.info.name}"
     where = str(info["base"]["name"] if info["base"]["commit"] else info["base"]["folder"])
     code = snippet(Artefact(trained, to, info["adapter"], where, info["extra"]["dtype"]))
     parts = [
-        _front_matter(base, trained, to),
+        _front_matter(base, licence, trained, to),
         f"# {title}\n",
         _summary(base, info, trained, to, dtype),
+        _licence(base, licence),
         "## How to use it\n",
         _usage(to, info["adapter"], code, where),
         "## How good it is\n",
@@ -62,14 +66,15 @@ def base_name(info: ArtefactInfo) -> str:
     return str(base["name"]) if base["commit"] else PurePath(str(base["folder"])).name
 
 
-def _front_matter(base: str, trained: Trained, to: str) -> str:
+def _front_matter(base: str, licence: str | None, trained: Trained, to: str) -> str:
+    base_licence = f" ({licence})" if licence else ""
     lines = [
         "---",
         f"base_model: {json.dumps(base, ensure_ascii=False)}",
         f"library_name: {_LIBRARIES[to]}",
         f"pipeline_tag: {_PIPELINES[model_class(trained)]}",
         "tags: [tunefork, fine-tuned]",
-        "# license: for you to fill in; it must fit the license of the base model and your rights to the data",
+        f"# license: for you to fill in; it must fit that of the base model{base_licence} and your rights to the data",
         "---\n",
     ]
     return "\n".join(lines)
@@ -88,9 +93,30 @@ def _summary(base: str, info: ArtefactInfo, trained: Trained, to: str, dtype: st
     return (
         f"`{base}` ({info['base']['architecture']}, {info['base']['parameters']:,} parameters), fine-tuned with "
         f"{_ADAPTERS[info['adapter']]} for the task `{task.info.name}`{kind}.{labels}{more} {kept} "
-        "It was made with Tunefork.\n\n"
-        "**License: not stated.** Whoever publishes this model chooses one that the base model and the data allow.\n"
+        "It was made with Tunefork.\n"
     )
+
+
+def _licence(base: str, licence: str | None) -> str:
+    chosen = "Whoever publishes this model chooses one that the base model and the data allow.\n"
+    if licence is None:
+        return f"**License: not stated.** {chosen}"
+    return f"**License of the base model: {licence}**, as the card of `{base}` says. {chosen}"
+
+
+def _licence_of(folder: Path) -> str | None:
+    """The licence that a model's own card (README.md) names in its front matter, as it is written there."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    found = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    try:
+        front = yaml.safe_load(found[1]) if found else None
+    except yaml.YAMLError:
+        return None
+    if not isinstance(front, Mapping):
+        return None
+    named = front.get("license_name") if front.get("license") == "other" else front.get("license")
+    return ", ".join(map(str, named if isinstance(named, list) else [named])) if named else None
 
 
 def _usage(to: str, adapter: str, code: str, base: str) -> str:

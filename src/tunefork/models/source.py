@@ -21,7 +21,7 @@ EMBEDDED = "embedded"
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
-_TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
+_TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "README.md")
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 
 

@@ -100,8 +100,11 @@ class Task(Protocol):
         """Field that the task reads -> the column of the row that it is found in."""
         ...
 
-    def example(self, row: Row) -> Example:
-        """Raises DataError naming file, line and column when the row cannot be used."""
+    def example(self, row: Row, *, labelled: bool = True) -> Example:
+        """Without `labelled`, what the row says is right is not looked at.
+
+        Raises DataError naming file, line and column when the row cannot be used.
+        """
         ...
 
     def label_of(self, row: Row) -> str | None:

@@ -66,7 +66,7 @@ def make_task(
 def build_examples(
     task: Task, rows: Sequence[Row], section: DataSection, *, labelled: bool
 ) -> tuple[list[Example], list[Finding]]:
-    """An example a usable row. With `labelled`, a row without its answer is unusable too.
+    """An example a usable row. With `labelled`, a row without its answer is unusable too; else answers are ignored.
 
     Unusable rows are counted and named in the findings, which are errors where they exceed `section.max_unusable`.
     """
@@ -76,7 +76,7 @@ def build_examples(
     parts = task.rows(rows)
     for row in parts:
         try:
-            example = task.example(row)
+            example = task.example(row, labelled=labelled)
         except DataError as error:
             bad.append(str(error))
             continue
@@ -84,7 +84,7 @@ def build_examples(
             bad.append(f"{row.source}: no label or answer; the row has {listed(sorted(map(str, row.values)))}")
             continue
         examples.append(example)
-        positions += isinstance(task, ChoiceTask) and task.by_position(row)
+        positions += labelled and isinstance(task, ChoiceTask) and task.by_position(row)
     notes: list[Finding] = []
     if positions:
         text = f"{counted(positions, 'right answer')} read as positions of the choices, counted from 0."

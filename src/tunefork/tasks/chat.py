@@ -24,7 +24,7 @@ class ChatTask(SpecTask):
         super().__init__(spec, (*TEXT_METRICS, "stopped"))
         self.wording: Mapping[str, Any] = {}  # the model's chat template says it all
 
-    def example(self, row: Row) -> Example:
+    def example(self, row: Row, *, labelled: bool = True) -> Example:
         """Raises DataError for a row without messages, or with one that is not of OpenAI's shape."""
         given = row.values.get("messages")
         if not isinstance(given, list) or not given:
@@ -39,7 +39,7 @@ class ChatTask(SpecTask):
             text="\n".join(m.content for m in messages),
             messages=messages,
             tools=tuple(row.values.get("tools") or ()),
-            references=(last.content,) if last.role == "assistant" else (),
+            references=(last.content,) if labelled and last.role == "assistant" else (),
         )
 
     def statistics(self, predictions: Sequence[Prediction]) -> list[Statistic]:

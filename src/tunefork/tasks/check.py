@@ -11,7 +11,7 @@ from tunefork.data.rows import Finding
 from tunefork.data.values import counted, shorten
 from tunefork.recipe.schema import DataSection
 from tunefork.render import Rendered, Renderer
-from tunefork.tasks.base import Example, Task
+from tunefork.tasks.base import Example, Prediction, Task
 
 TRIED = 50  # rows whose prompt is rendered again
 UNKNOWN_SHARE = 0.01  # of a split's tokens that may be unknown to the tokenizer before a warning
@@ -199,3 +199,11 @@ def _unknown(split: str, rows: Sequence[Rendered], renderer: Renderer) -> list[F
     shown = _named(worst, lambda r: f"{sum(token == unknown for token in r.ids)} unknown of {len(r.ids)} tokens")
     advice = "Check the language and the encoding of the file, or use a model that knows its characters."
     return [Finding("warning", "unknown-tokens", text, len(worst), shown, advice, split)]
+
+
+def cut_prompts(predictions: Sequence[Prediction]) -> list[Finding]:
+    """Prompts of which the model, as it generated, saw a part only."""
+    cut = [p for p in predictions if p.cut]
+    what = f"whose prompt was cut to leave room for the answer, {sum(p.cut for p in cut):,} tokens in all."
+    advice = "Shorten these rows, or lower task.max_new_tokens."
+    return about_rows("warning", "cut-prompt", [(p.source, f"{p.cut} tokens left out") for p in cut], what, advice)

@@ -33,7 +33,7 @@ class ChoiceTask(SpecTask):
         fitting: Objective = "candidates" if self._most(rows) <= MOST_CANDIDATES else "answer"
         self.objective: Objective = section.objective if section.objective not in ("auto", None) else fitting
 
-    def example(self, row: Row) -> Example:
+    def example(self, row: Row, *, labelled: bool = True) -> Example:
         """Raises DataError for a missing field, fewer than two choices, or a right answer that is none of them."""
         values = named_values(self.spec, row)
         texts = self._choices(values, row.source)
@@ -41,13 +41,13 @@ class ChoiceTask(SpecTask):
         given = look_up(values, self.spec.right)
         if isinstance(given, list):  # several mentions of one entity are one candidate
             texts = list(dict.fromkeys(texts))
-            golds = _among(given, texts, row.source)
+            golds = _among(given, texts, row.source) if labelled else ()
         if len(texts) < 2:
             raise DataError(f"{row.source}: a choice needs at least two candidates. Received {len(texts)}.")
         if len(set(texts)) < len(texts):
             twice = next(text for text in texts if texts.count(text) > 1)
             raise DataError(f"{row.source}: candidates must differ. Received {shorten(twice)!r} twice.")
-        if not isinstance(given, list):
+        if labelled and not isinstance(given, list):
             golds = _one_of(given, texts, _names(values, self.spec.choices), row.source)
         prompt = fill(self.spec.prompt, "task.prompt", values, row.source)
         candidates = tuple(

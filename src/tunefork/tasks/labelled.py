@@ -40,7 +40,7 @@ class LabelledTask(SpecTask):
         self.template, self._key = _template(spec, section, model_kind, self.form)
         self.wording: Mapping[str, Any] = {self._key.removeprefix("task."): self.template, "labels": list(labels)}
 
-    def example(self, row: Row) -> Example:
+    def example(self, row: Row, *, labelled: bool = True) -> Example:
         """Raises DataError for a missing field or an unknown label; a missing label gives `gold` None."""
         values = named_values(self.spec, row)
         prompt = fill(self.template, self._key, values, row.source)
@@ -57,7 +57,7 @@ class LabelledTask(SpecTask):
             prompt=prompt,
             text=text,
             candidates=tuple(space + name for name in self.labels),
-            gold=self._gold(values, row.source),
+            gold=self._gold(values, row.source) if labelled else None,
             group=group_of(self.spec, values, row.source),
         )
 

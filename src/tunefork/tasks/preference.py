@@ -29,7 +29,7 @@ class PreferenceTask(SpecTask):
         self.beta: float | None = section.beta
         self.wording: Mapping[str, Any] = {}  # the model's chat template says it all
 
-    def example(self, row: Row) -> Example:
+    def example(self, row: Row, *, labelled: bool = True) -> Example:
         """Raises DataError for a row that is not laid out as a preference, and for two replies that are the same."""
         values = row.values
         given, replies = values.get("messages"), (values.get("preferred"), values.get("rejected"))
@@ -45,7 +45,7 @@ class PreferenceTask(SpecTask):
             source=row.source,
             text="\n".join([*(m.content for m in messages), *map(str, replies)]),
             candidates=(str(replies[0]), str(replies[1])),
-            gold=0,
+            gold=0 if labelled else None,
             messages=messages,
             tools=tuple(values.get("tools") or ()),
         )

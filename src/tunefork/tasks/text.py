@@ -48,17 +48,17 @@ class TextTask(SpecTask):
         super().__init__(spec, TEXT_METRICS)
         self._free, self._own_prompt = free, section.prompt is not None
 
-    def example(self, row: Row) -> Example:
+    def example(self, row: Row, *, labelled: bool = True) -> Example:
         """Raises DataError for a missing or empty field. A row without an answer can only be predicted."""
         values = named_values(self.spec, row)
         prompt = fill(self.spec.prompt, "task.prompt", values, row.source)
         if self.spec.prompt and not prompt.strip() and not self._free:
             raise DataError(f"{row.source}: the prompt must not be empty.")
-        references = self._references(values)
+        references = self._references(values) if labelled else ()
         if is_blank(values.get("answer")) or isinstance(values.get("answer"), list | Mapping):
             values["answer"] = references[0] if references else None
         answer = None
-        if all(not is_blank(values.get(name)) for name in names_in(self.spec.answer)):
+        if labelled and all(not is_blank(values.get(name)) for name in names_in(self.spec.answer)):
             answer = fill(self.spec.answer, "task.answer", values, row.source)
             if not answer.strip():
                 raise DataError(f"{row.source}: the answer must not be empty.")

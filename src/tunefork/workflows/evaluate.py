@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tunefork.data import Finding, load_splits
+from tunefork.data import Finding, Row, load_splits
 from tunefork.errors import DataError, RecipeError
 from tunefork.evaluate.harness import predict_examples
 from tunefork.evaluate.summary import measure
@@ -17,9 +17,11 @@ from tunefork.hosted import find_model, is_hosted
 from tunefork.hosted.asking import HostedAsking, asking_hosted
 from tunefork.hosted.prices import Estimate, require_confirmed
 from tunefork.models import inspect_model
-from tunefork.recipe import EvaluateSection, Recipe, load_recipe
+from tunefork.recipe import DataSection, EvaluateSection, Recipe, load_recipe
 from tunefork.run import RunFolder
-from tunefork.tasks import Example, Prediction, build_examples, make_task
+from tunefork.tasks import Example, Prediction, Task, build_examples, make_task
+from tunefork.tasks.check import check_rendered, cut_prompts
+from tunefork.train.prepare import refuse_errors
 from tunefork.workflows.finetune import as_recipe
 from tunefork.workflows.hosted import tuned_model
 
@@ -48,7 +50,10 @@ def evaluate(
     that may cost and says whether to go on.
 
     `model` is a run or exported folder, which knows its task; for any other model folder or hub name `recipe`
-    says which task, and the model is asked without training. Raises DataError when no row is usable.
+    says which task, and the model is asked without training.
+
+    Raises DataError when no row is usable, or more of them are bad or cut than the recipe's `data` allows; RunError
+    for a run that kept no model.
     """
     wanted = as_recipe(recipe) if recipe is not None else None
     labels = None
@@ -60,11 +65,13 @@ def evaluate(
     rows_at = str(data) if data is not None else wanted.data.test if wanted is not None else None
     if rows_at is None:
         raise RecipeError("`evaluate` needs labelled rows. Received none. Try --test rows.csv.")
-    if is_trained(model):
+    if is_trained(model) or (Path(model) / "recipe.yaml").is_file():  # a run without a model is refused in loading
         trained = load_trained(model, wanted.model.device if wanted else "auto")
         section = wanted.evaluate if wanted else EvaluateSection()
-        seed = wanted.seed if wanted else 0
-        return evaluate_rows(trained, rows_at, section, seed)
+        limits = (wanted.data if wanted else DataSection()).model_dump(include={"max_unusable", "max_cut"})
+        own = trained.data.model_copy(update={**limits, "test": rows_at})
+        splits, findings = load_splits(own, 0, None)
+        return _measured(trained, splits.test, findings, own, section, wanted.seed if wanted else 0)
     if wanted is None:
         raise RecipeError(f"{str(model)!r} is not a run, so the task must be given. Try --task classification.")
     name = wanted.model.model_copy(update={"name": str(model)})
@@ -73,32 +80,32 @@ def evaluate(
     kind = facts.kind if facts is not None else "causal"
     task = make_task(wanted.task, wanted.data, kind, splits.train or splits.test, labels)
     if facts is None:
-        examples, more = build_examples(task, splits.test, wanted.data, labelled=True)
-        _refuse_none(examples, [*findings, *more])
+        examples, findings = _examples(task, splits.test, findings, wanted.data)
+        refuse_errors(findings)
         with asking_hosted(find_model(str(model)), task, wanted.hosted) as asking:
-            return _asked(asking, examples, [*findings, *more], wanted, confirm)
+            return _asked(asking, examples, findings, wanted, confirm)
     trained = load_untrained(name, task, wanted.task.chat_template)
-    examples, more = build_examples(task, splits.test, wanted.data, labelled=True)
-    return _measured(trained, examples, [*findings, *more], wanted.evaluate, wanted.seed)
-
-
-def evaluate_rows(trained: Trained, file: str, section: EvaluateSection, seed: int) -> Evaluation:
-    """The same for a model that is already loaded."""
-    only_test = trained.data.model_copy(update={"train": None, "dev": None, "test": file})
-    splits, findings = load_splits(only_test, 0, None)
-    examples, more = build_examples(trained.task, splits.test, trained.data, labelled=True)
-    return _measured(trained, examples, [*findings, *more], section, seed)
+    return _measured(trained, splits.test, findings, wanted.data, wanted.evaluate, wanted.seed)
 
 
 def _measured(
-    trained: Trained, examples: Sequence[Any], findings: list[Finding], section: EvaluateSection, seed: int
+    trained: Trained,
+    rows: Sequence[Row],
+    findings: list[Finding],
+    data: DataSection,
+    section: EvaluateSection,
+    seed: int,
 ) -> Evaluation:
-    _refuse_none(examples, findings)
+    task, renderer = trained.task, trained.renderer
+    examples, findings = _examples(task, rows, findings, data)
+    rendered = [r for example in examples for r in renderer.render(example)]
+    findings += check_rendered({"test": rendered}, task, renderer, data)
+    refuse_errors(findings)
     started = time.perf_counter()
-    asking, generated = trained.asking(section.tokens_per_batch), trained.task.form == "chat" or None
-    predictions = predict_examples(trained.model, asking, examples, generated=generated)
-    metrics = measure(trained.task, predictions, section, seed)
-    return Evaluation(metrics, predictions, findings, time.perf_counter() - started)
+    asking, generated = trained.asking(section.tokens_per_batch), task.form == "chat" or None
+    predictions = predict_examples(trained.model, asking, examples, rendered=rendered, generated=generated)
+    metrics = measure(task, predictions, section, seed)
+    return Evaluation(metrics, predictions, [*findings, *cut_prompts(predictions)], time.perf_counter() - started)
 
 
 def _asked(
@@ -115,8 +122,14 @@ def _asked(
     return Evaluation(metrics, predictions, findings, time.perf_counter() - started, [*notes, asking.cost()])
 
 
-def _refuse_none(examples: Sequence[Example], findings: Sequence[Finding]) -> None:
+def _examples(
+    task: Task, rows: Sequence[Row], findings: Sequence[Finding], data: DataSection
+) -> tuple[list[Example], list[Finding]]:
+    """An example a usable row, and all findings so far. Raises DataError where there is no such row."""
+    examples, more = build_examples(task, rows, data, labelled=True)
+    findings = [*findings, *(replace(finding, split="test") for finding in more)]
     if not examples:
         wrong = [finding for finding in findings if finding.level != "info"]
         shown = " ".join(f"{f.message} The first: {f.examples[0]}." for f in wrong[:3] if f.examples)
         raise DataError(f"Evaluation needs at least one usable labelled row. Received none. {shown}")
+    return examples, findings

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tunefork.errors import MissingExtraError, RunError, TrainingError, TuneforkError
+from tunefork.errors import Interrupted, MissingExtraError, RunError, TrainingError, TuneforkError
 from tunefork.evaluate.harness import Asking, look_metrics, predict_examples
 from tunefork.evaluate.objective import make_objective
 from tunefork.evaluate.start import start_head_from_probe
@@ -217,13 +217,14 @@ def _run(run: RunFolder, plan: Plan, resumed: Loaded | None, listener: Listener,
         save_artefact(model, job.tokenizer, job.facts, folder, _rendering(job))
 
     started = time.perf_counter()
-    listener.stage("measuring on the test rows")
-    test = job.examples["test"]
-    chat = job.task.form == "chat"  # replies are long, but whether they end by themselves is worth it once
-    predictions = predict_examples(model, asking, test, generated=chat or None)
-    del model
-    listener.stage("measuring the baselines")
-    baselines = job.measure_baselines(recipe.evaluate.baselines, asking)
+    with _goes_on(run):
+        listener.stage("measuring on the test rows")
+        test = job.examples["test"]
+        chat = job.task.form == "chat"  # replies are long, but whether they end by themselves is worth it once
+        predictions = predict_examples(model, asking, test, generated=chat or None)
+        del model
+        listener.stage("measuring the baselines")
+        baselines = job.measure_baselines(recipe.evaluate.baselines, asking)
     seconds = time.perf_counter() - started
 
     result = {
@@ -260,6 +261,17 @@ def _run(run: RunFolder, plan: Plan, resumed: Loaded | None, listener: Listener,
     listener.stage("writing the report")
     finish_report(run)
     return RunResult(run.path, run.read_result())
+
+
+@contextlib.contextmanager
+def _goes_on(run: RunFolder) -> Iterator[None]:
+    """Says how to go on where a run is stopped after its training."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as stop:
+        raise Interrupted(
+            f"{str(stop) or 'Stopped.'} {run.path} is trained and not yet measured; --resume goes on."
+        ) from None
 
 
 def finish_report(run: RunFolder) -> None:

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tunefork.data import Finding, Row, apply_layout, read_rows, write_rows
+from tunefork.data.values import listed
 from tunefork.errors import DataError
 from tunefork.evaluate.harness import predict_examples
 from tunefork.evaluate.trained import load_trained
 from tunefork.recipe import EvaluateSection
 from tunefork.tasks import Prediction, build_examples
+from tunefork.tasks.check import check_rendered, cut_prompts
 
-PREDICTION, REASON = "prediction", "prediction_missing_because"
+REASON = "prediction_missing_because"
 
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """Where the rows went, how many have a prediction, and why the others have none."""
+    """Where the rows went, how many have a prediction, why the others have none, and what was found in them.
+
+    `columns` are those that were added: the prediction, a probability a label, and the reason.
+    """
 
     path: Path
     rows: int
     predicted: int
+    columns: Sequence[str]
     findings: Sequence[Finding]
 
 
@@ -31,8 +38,10 @@ def predict(run: str | Path, file: str | Path, out: str | Path | None = None, *,
     """Predicts every row of `file` and writes it, with its own columns first, to `out`.
 
     `out` defaults to `NAME.predicted.EXT` beside the file. A row that cannot be used keeps its place, with the
-    reason in `prediction_missing_because`. Labels are not needed.
+    reason in `prediction_missing_because`. Labels are not needed, and not looked at. Where the file has a column of
+    one of the new names already, all new ones end in `_2` (`_3` …).
     """
+    rows, findings = read_rows(str(file))
     file = Path(file)
     target = Path(out) if out is not None else file.with_name(_predicted_name(file.name))
     if target.exists() and file.exists() and target.samefile(file):
@@ -41,35 +50,53 @@ def predict(run: str | Path, file: str | Path, out: str | Path | None = None, *,
             "Try another --out."
         )
     trained = load_trained(run, device)
-    rows, findings = read_rows(str(file))
+    task, renderer = trained.task, trained.renderer
     laid_out, more = apply_layout(rows, trained.data.layout, trained.data.fields, answers=False)
-    lenient = trained.data.model_copy(update={"max_unusable": 1.0})  # a row that cannot be used keeps its place
-    examples, unusable = build_examples(trained.task, laid_out, lenient, labelled=False)
+    lenient = trained.data.model_copy(update={"max_unusable": 1.0, "max_cut": 1.0})  # every row keeps its place
+    examples, unusable = build_examples(task, laid_out, lenient, labelled=False)
     if not examples:
         first = next((line for found in (*unusable, *more) for line in found.examples), "")
         raise DataError(
             f"`{file}` must hold a row that can be asked. Received {len(rows)}, none of them usable: {first}"
         )
-    asking = trained.asking(EvaluateSection().tokens_per_batch)
-    predictions = predict_examples(trained.model, asking, examples, generated=trained.task.form in ("text", "chat"))
+    asking, generated = trained.asking(EvaluateSection().tokens_per_batch), task.form in ("text", "chat")
+    rendered = [r for example in examples for r in renderer.render(example)]
+    predictions = predict_examples(trained.model, asking, examples, rendered=rendered, generated=generated)
+    cut = cut_prompts(predictions)  # of rows that are not generated from, what was read is in `rendered`
+    if not generated:
+        found = check_rendered({"test": rendered}, task, renderer, lenient)
+        cut = [replace(finding, split="") for finding in found if finding.code == "cut-row"]
     by_row: dict[str, list[Prediction]] = {}
     for prediction in predictions:  # one row may hold several questions: file:line#1, file:line#2 …
         by_row.setdefault(prediction.source.partition("#")[0], []).append(prediction)
     why = {line.partition(": ")[0]: line.partition(": ")[2] for f in unusable for line in f.examples}
-    labels = trained.task.labels
-    filled = [_filled(row, by_row.get(row.source, []), labels, why.get(row.source, "row not usable")) for row in rows]
+    names, renamed = _new_columns(rows, task.labels)
+    filled = [_filled(row, by_row.get(row.source, []), names, why.get(row.source, "row not usable")) for row in rows]
     write_rows(target, filled)
-    return Predictions(target, len(rows), len(predictions), [*findings, *more, *unusable])
+    return Predictions(target, len(rows), len(predictions), names, [*findings, *renamed, *more, *unusable, *cut])
 
 
-def _filled(row: Row, predictions: Sequence[Prediction], labels: Sequence[str], why: str) -> dict[str, Any]:
+def _new_columns(rows: Sequence[Row], labels: Sequence[str]) -> tuple[list[str], list[Finding]]:
+    """Names that no row has, and, where they are not the usual ones, a word about it."""
+    usual = ["prediction", *(f"probability_{label}" for label in labels), REASON]
+    there = {column for row in rows for column in row.values}
+    taken = [name for name in usual if name in there]
+    if not taken:
+        return usual, []
+    numbered = ([f"{name}_{n}" for name in usual] for n in itertools.count(2))
+    names = next(found for found in numbered if there.isdisjoint(found))
+    message = f"The file has {listed(taken)} already, kept as it is; the new columns are {listed(names[:-1])}."
+    return names, [Finding("warning", "columns-renamed", message, len(taken))]
+
+
+def _filled(row: Row, predictions: Sequence[Prediction], names: Sequence[str], why: str) -> dict[str, Any]:
     """The row with its new columns; lists where the row holds several questions."""
-    values = dict(row.values)
-    values[PREDICTION] = _one([p.predicted for p in predictions])
-    for i, label in enumerate(labels):
-        values[f"probability_{label}"] = _one([round(p.probabilities[i], 6) for p in predictions])
+    prediction, *probabilities, reason = names
+    values = {**row.values, prediction: _one([p.predicted for p in predictions])}
+    for i, name in enumerate(probabilities):
+        values[name] = _one([round(p.probabilities[i], 6) for p in predictions])
     if not predictions:
-        values[REASON] = why
+        values[reason] = why
     return values
 
 
