@@ -376,6 +376,35 @@ def test_compare(place: Place, tunefork: Command) -> None:
 
 
 @pytest.mark.slow
+def test_compare_again_keeps_what_is_measured_and_a_cell_that_failed_is_exit_code_1(
+    place: Place, tunefork: Command
+) -> None:
+    given = ["compare", *place.train("--set", "evaluate.baselines=[majority]")[1:], "--methods", "none"]
+    out = place.folder / "out"
+    first = document(tunefork(*given))
+    written = (out / "cells" / "none" / "result.json").stat().st_mtime_ns
+    assert document(tunefork(*given)) == first
+    assert (out / "cells" / "none" / "result.json").stat().st_mtime_ns == written
+    other = tunefork(*given, "--seed", 7)
+    assert (other.code, "was begun with other methods, settings or rows" in other.sentence) == (2, True)
+
+    kept = json.loads((out / "comparison.json").read_text())
+    kept["cells"][1]["error"] = "It failed."
+    (out / "comparison.json").write_text(json.dumps(kept))
+    (out / "cells" / "none" / "recipe.yaml").write_text("}")  # and it fails again
+    said = tunefork(*[a for a in given if a != "--json"])
+    assert said.code == 1
+    assert "none failed: " in said.out and "majority" in said.out
+    assert [c["error"] is None for c in json.loads((out / "comparison.json").read_text())["cells"]] == [True, False]
+
+
+def test_compare_checks_every_cell_before_the_first_begins(place: Place, tunefork: Command) -> None:
+    said = tunefork("compare", *place.train("--model", place.tiny("bert"))[1:], "--methods", "lora,prefix")
+    assert (said.code, "prefix is offered for causal models" in said.sentence) == (2, True)
+    assert not (place.folder / "out").exists()
+
+
+@pytest.mark.slow
 def test_compare_sets_zo_beside_back_propagation(place: Place, tunefork: Command) -> None:
     """Each with settings of its own, under one limit of memory."""
     given = place.train("--learning-rate", 0.01, "--set", "train.betas=[0.8, 0.9]")[1:]

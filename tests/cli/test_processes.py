@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -97,6 +98,36 @@ def test_a_signal_saves_says_how_to_go_on_and_exits_130(stop: signal.Signals, pl
     assert re.search(rf"tunefork: Stopped by {stop.name}. Steps up to [\d,]+ are saved in {out}; --resume", problem)
     with RunFolder.open(out, write=False) as run:
         assert len(run.checkpoint_steps()) == 1
+
+
+@pytest.mark.slow
+def test_a_comparison_that_is_interrupted_keeps_its_cells_and_goes_on(place: Place) -> None:
+    """The signal comes to the command alone, as from `kill`; each process that it started ends with it."""
+    more = ("--max-steps", 300, "--set", "evaluate.baselines=[majority]", "--methods", "none,lora")
+    command = [*TUNEFORK, "compare", *map(str, place.train(*more)[1:])]
+    comparing = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings())
+    out = place.folder / "out"
+    log, kept = out / "cells" / "none" / "log.jsonl", out / "comparison.json"
+    started = time.monotonic()
+    while not (log.exists() and '"step", "loss"' in log.read_text()) and time.monotonic() - started < 100:
+        time.sleep(0.05)
+    assert [cell["name"] for cell in json.loads(kept.read_text())["cells"]] == ["majority"]
+    before = (out / "cells" / "majority" / "predictions" / "test.jsonl").stat().st_mtime_ns
+    comparing.send_signal(signal.SIGINT)
+    said, problem = comparing.communicate(timeout=60)
+    assert (comparing.returncode, said) == (130, "")
+    assert f"Stopped by SIGINT. 1 of 3 cells are measured and kept in {out}; the same command" in problem
+    assert "majority: accuracy" in problem
+
+    again = subprocess.run(command, capture_output=True, text=True, env=surroundings(), timeout=150, check=False)
+    assert again.returncode == 0, again.stderr
+    assert [(c["name"], c["error"]) for c in json.loads(again.stdout)["cells"]] == [
+        ("majority", None),
+        ("none", None),
+        ("lora", None),
+    ]
+    assert (out / "cells" / "majority" / "predictions" / "test.jsonl").stat().st_mtime_ns == before
+    assert '"kind": "resume"' in log.read_text()
 
 
 @pytest.mark.parametrize("command", ["--help", pytest.param("tasks", marks=pytest.mark.slow)])

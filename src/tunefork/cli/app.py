@@ -158,32 +158,21 @@ def compare(
 ) -> None:
     """Methods and baselines on one task in one table, each in a process of its own."""
     from tunefork import workflows
-    from tunefork.cli.show import interval
-    from tunefork.report.words import duration, size
+    from tunefork.cli.show import cell_line, comparison_table
 
     console = screen(as_json)
-    names = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else None
+    names = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     limit = parse_size(memory_limit) if memory_limit is not None else None
-    on_cell = lambda name: console.print(f"[dim]{escape(name)} …[/]")  # noqa: E731
+    on_cell = lambda name, cell: console.print(cell_line(name, cell), soft_wrap=True)  # noqa: E731
     found = workflows.compare(recipe, names, memory_limit=limit, on_cell=on_cell)
-    table = empty_table("", right=(found.metric, "against the best baseline", "time", "peak memory"))
-    for cell in found.cells:
-        if cell.error is not None:
-            table.add_row(escape(cell.name), "[yellow]none[/]", "", "", "")
-            continue
-        versus = cell.against_best_baseline
-        difference = f"{versus['difference']:+.3f} ({versus['low']:+.3f} to {versus['high']:+.3f})" if versus else ""
-        value, cost = interval(cell.metrics.get(found.metric)), size(cell.peak_memory_bytes)
-        table.add_row(escape(cell.name), value, difference, duration(cell.seconds), cost)
-    console.print(table)
-    for cell in found.cells:
-        if cell.error is not None:
-            console.print(f"[yellow]{escape(cell.name)}[/] {escape(cell.error)}", soft_wrap=True)
+    console.print(comparison_table(found))
     if found.advice is not None:
         console.print(escape(found.advice.sentence), soft_wrap=True)
     console.print(f"[bold]{escape(str(found.path))}[/]  comparison.json · cells/", soft_wrap=True)
     if as_json:
         emit({"path": str(found.path), **found.as_dict()})
+    if any(cell.error is not None for cell in found.cells):
+        raise typer.Exit(1)
 
 
 @app.command()

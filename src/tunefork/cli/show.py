@@ -10,10 +10,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tunefork.cli.screen import escape
+from tunefork.cli.screen import empty_table, escape
 from tunefork.data import Finding
 from tunefork.recipe.load import settings
 from tunefork.report.words import duration, size
+from tunefork.workflows.advice import Cell
+from tunefork.workflows.compare import Comparison
 from tunefork.workflows.finetune import Plan
 from tunefork.workflows.inspect import ShownRow
 
@@ -86,6 +88,30 @@ def metrics_table(columns: Mapping[str, Mapping[str, Mapping[str, Any]]], first:
         table.add_column(metric, justify="right")
     for name, column in columns.items():
         table.add_row(escape(name), *(interval(column.get(metric)) for metric in metrics))
+    return table
+
+
+def cell_line(name: str, cell: Cell | None) -> str:
+    """One cell of a comparison as it begins (None), or with what came of it."""
+    if cell is None:
+        return f"[dim]{escape(name)} …[/]"
+    if cell.error is not None:
+        return f"[yellow]{escape(name)} failed:[/] {escape(cell.error)}"
+    metric, figure = next(iter(cell.metrics.items()), ("no test rows", None))
+    return f"[dim]{escape(name)}: {metric} {interval(figure)}, {duration(cell.seconds)}[/]"
+
+
+def comparison_table(found: Comparison) -> Table:
+    """Every cell of a comparison with its choosing metric, difference, time and memory."""
+    table = empty_table("", right=(found.metric, "against the best baseline", "time", "peak memory"))
+    for cell in found.cells:
+        versus, name = cell.against_best_baseline, escape(cell.name)
+        difference = f"{versus['difference']:+.3f} ({versus['low']:+.3f} to {versus['high']:+.3f})" if versus else ""
+        value = interval(cell.metrics.get(found.metric))
+        cost = (duration(cell.seconds), size(cell.peak_memory_bytes))
+        table.add_row(
+            name, *(("[yellow]failed[/]", "", "", "") if cell.error is not None else (value, difference, *cost))
+        )
     return table
 
 

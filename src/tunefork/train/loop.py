@@ -91,7 +91,7 @@ def train(
     sampler = Sampler(len(rows), int(options.batch_size), recipe.seed)
     lengths = [len(r.ids) for r in rows]
     progress = Progress()
-    fingerprint = _fingerprint(rows)
+    fingerprint = fingerprint_rows(rows)
     if resume is None:
         run.truncate_log(0)  # a run killed before its first checkpoint begins again
     else:
@@ -207,8 +207,8 @@ def _resume(loaded: Loaded, device: torch.device, method: Method) -> tuple[Progr
     return Progress(**kept), environment_differences(loaded.state["environment"], now)
 
 
-def _fingerprint(rows: Sequence[Rendered]) -> str:
-    """Of every token of every row, in order."""
+def fingerprint_rows(rows: Sequence[Rendered]) -> str:
+    """SHA-256 of every token of every row, in order."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(repr((row.ids, row.trained, row.candidates, row.example.gold)).encode())

@@ -97,7 +97,6 @@ def prepare(recipe: Recipe) -> Job:
 
     Raises the errors of each room: RecipeError, MissingFileError, DataError, UnsupportedError.
     """
-    method = method_info(recipe.train.method)
     check_settings(recipe)
     facts = inspect_model(recipe.model)
     device, _ = choose_device(recipe.model)
@@ -110,9 +109,7 @@ def prepare(recipe: Recipe) -> Job:
             f"`data.rows_per_label` needs a task with labels. Received {recipe.task.name}. Try data.train_rows."
         )
     splits, findings = split_rows(task, files, recipe.data)
-    if recipe.adapter.name != "auto":
-        check_support(facts, recipe.adapter.name, task.form, method.name)
-
+    check_together(recipe, facts, task)
     if recipe.evaluate.baselines != "auto":
         check_baselines(recipe.evaluate.baselines, task)
 
@@ -137,18 +134,24 @@ def prepare(recipe: Recipe) -> Job:
     resolved = resolve(recipe, now)
     found = [Reason(f"data.fields.{k}", v, "found by its name") for k, v in _guessed(task, recipe.data, rows).items()]
     resolved = replace(resolved, reasons=(*resolved.reasons, *found))
-    adapter = resolved.recipe.adapter.name
+    check_together(resolved.recipe, facts, task)  # again, now that the adapter is a name
+    return Job(
+        resolved, facts, task, tokenizer, renderer, device, rows, examples, rendered, tuple(findings), splits.origin
+    )
+
+
+def check_together(recipe: Recipe, facts: ModelFacts, task: Task) -> None:
+    """Raises RecipeError, UnsupportedError or MissingExtraError where method, adapter, model and task do not fit."""
+    method, adapter = method_info(recipe.train.method), recipe.adapter.name
+    if adapter == "auto":
+        return
     if task.objective == "preference" and (adapter not in ("lora", "dora", "qlora") or not method.needs_backward):
         raise RecipeError(
             "A preference is learned by back-propagation in an adapter over a fixed model. Received method "
             f"{method.name} and adapter {adapter}. Try --method backprop --adapter lora."
         )
-    checkpointing = bool(resolved.recipe.train.activation_checkpointing)
-    if adapter != "auto":  # again, now that it is a name
-        check_support(facts, adapter, task.form, method.name, activation_checkpointing=checkpointing)
-    return Job(
-        resolved, facts, task, tokenizer, renderer, device, rows, examples, rendered, tuple(findings), splits.origin
-    )
+    checkpointing = recipe.train.activation_checkpointing is True
+    check_support(facts, adapter, task.form, method.name, activation_checkpointing=checkpointing)
 
 
 def refuse_errors(findings: Sequence[Finding]) -> None:

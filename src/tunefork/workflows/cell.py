@@ -13,21 +13,26 @@ from tunefork.errors import TuneforkError
 from tunefork.evaluate.stored import write_predictions
 from tunefork.recipe import dump_recipe, make_recipe
 from tunefork.run import RunFolder
+from tunefork.train.forecast import forecast
 from tunefork.train.memory import PeakMeter
 from tunefork.train.prepare import prepare
-from tunefork.workflows.finetune import finetune, plan_run
+from tunefork.workflows.finetune import finetune
 
 
 def trained_cell(recipe: Mapping[str, Any], memory_limit: int | None) -> dict[str, Any]:
-    """A whole run, without baselines; in micro-batches whose forecast keeps to `memory_limit` bytes, if any does."""
+    """A whole run, without baselines; in micro-batches whose forecast keeps to `memory_limit` bytes, if any does.
+
+    A run that was interrupted goes on.
+    """
     made = make_recipe(recipe)
     while memory_limit is not None:
-        plan = plan_run(made)
-        micro = int(plan.job.recipe.train.micro_batch_size)
-        if plan.forecast.memory_bytes <= memory_limit or micro == 1:
+        job = prepare(made)
+        micro = int(job.recipe.train.micro_batch_size)
+        if micro == 1 or forecast(job).memory_bytes <= memory_limit:
             break
         made = make_recipe({**recipe, "train": {**recipe["train"], "micro_batch_size": micro // 2}})
-    result = finetune(made).result
+    begun = RunFolder(Path(str(made.out)), None)
+    result = finetune(made, resume=begun.finished or bool(begun.checkpoint_steps())).result
     seconds = result["seconds"]["train"] + result["seconds"]["evaluate"]
     return {"metrics": result["test"], "seconds": seconds, "peak_memory_bytes": result["peak_memory_bytes"]["value"]}
 

@@ -9,24 +9,36 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from tunefork.errors import RecipeError, RunError, TuneforkError, UnsupportedError, did_you_mean
+from tunefork.errors import (
+    Interrupted,
+    MissingExtraError,
+    RecipeError,
+    RunError,
+    TuneforkError,
+    UnsupportedError,
+    did_you_mean,
+)
 from tunefork.evaluate.stored import read_predictions
 from tunefork.evaluate.summary import compare_predictions
 from tunefork.files import make_folder, write_json
-from tunefork.methods import method_info
+from tunefork.methods import check_settings, method_info
 from tunefork.metrics import Paired
 from tunefork.models import check_support
-from tunefork.recipe import Recipe
-from tunefork.recipe.schema import AdapterName, AdapterSection, TrainSection, ZoSection
-from tunefork.tasks import Prediction
-from tunefork.train.prepare import Job, prepare, refuse_errors
+from tunefork.recipe import Recipe, make_recipe
+from tunefork.recipe.schema import AdapterSection, TrainSection, ZoSection
+from tunefork.report import words
+from tunefork.train.interrupt import Interrupt
+from tunefork.train.loop import fingerprint_rows
+from tunefork.train.prepare import Job, check_together, prepare, refuse_errors
 from tunefork.workflows.advice import Advice, Cell, advise
 from tunefork.workflows.finetune import as_recipe, free_folder
 
 COMPARISON_SCHEMA = 1
+KEPT = "comparison.json"
 _OF_A_METHOD = ("learning_rate", "betas", "adam_epsilon", "max_grad_norm", "activation_checkpointing")
+_ASK_SECONDS = 0.2  # how often a signal is looked for while a cell runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +60,7 @@ def compare(
     methods: Sequence[str] | None = None,
     *,
     memory_limit: int | None = None,
-    on_cell: Callable[[str], None] = lambda name: None,
+    on_cell: Callable[[str, Cell | None], None] = lambda name, cell: None,
 ) -> Comparison:
     """Runs every baseline that fits the task, and every method in `methods`, on the same rows.
 
@@ -57,56 +69,112 @@ def compare(
     sentence that says why. Settings that the recipe gives for its own method alone are automatic for others, and
     beside zo back-propagation recomputes activations, which is the least memory that it takes.
 
-    memory_limit: bytes. Micro-batches are made smaller until the forecast keeps to it, and what was measured above it
-        is not advised.
+    comparison.json is written after each cell. The same call with the same `out` keeps what is measured, goes on with
+    a cell that was interrupted, and tries again what failed.
+
+    Args:
+        memory_limit: bytes. Micro-batches are made smaller until the forecast keeps to it, and what was measured above
+            it is not advised.
+        on_cell: hears of each cell as it begins (None) and once it is measured.
+
+    Raises:
+        RunError: `out` holds other things, or a comparison that was begun otherwise.
+        Interrupted: Ctrl-C or SIGTERM; everything up to there is kept.
     """
     recipe = as_recipe(recipe)
     if methods is not None and not methods:
         raise RecipeError("`methods` must name at least one. Received none. Try --methods lora,none.")
     trained = {name: _changes(recipe, name) for name in methods or ()}  # wrong names are refused before anything runs
     folder = Path(recipe.out) if recipe.out is not None else free_folder(recipe)
-    if folder.exists() and any(folder.iterdir()):
-        raise RunError(f"A comparison needs an empty folder. Received {folder}, which is not. Try another --out.")
+    kept = _read(folder)
     bare = recipe.model_copy(update={"adapter": AdapterSection(name=recipe.adapter.name)})  # a cell reads the rest
     job = prepare(bare)
     refuse_errors(job.findings)
-    make_folder(folder)
     if methods is None:
-        beside = ["backprop/qlora" if job.facts.quantized else "backprop/lora"]
-        names = [*_supported(recipe, job), *(beside if recipe.train.method == "zo" else [])]
-        trained = {name: _changes(recipe, name) for name in names}
+        trained = _supported(recipe, job)
     if any(tree["train"]["method"] == "zo" for tree in trained.values()):
         for tree in trained.values():
             _recompute_activations(tree, job)
+    for tree in trained.values():
+        _check(tree, job)
+    baselines = {name: bare.model_dump(mode="json") for name in job.recipe.evaluate.baselines}
+    asked = _asked(job, baselines, trained, memory_limit)
+    if kept is not None and kept.get("asked") != asked:
+        raise RunError(
+            f"A comparison must go on as it was begun, on the same rows. {folder} was begun with other methods, "
+            "settings or rows. Try the command that began it, or another --out."
+        )
+    measured = {cell["name"]: Cell(**cell) for cell in kept["cells"] if cell["error"] is None} if kept else {}
+    make_folder(folder)
     cells: list[Cell] = []
-    for baseline in job.recipe.evaluate.baselines:
-        on_cell(baseline)
-        cells.append(_cell(folder, baseline, bare.model_dump(mode="json"), baseline, None))
-    for name, tree in trained.items():
-        on_cell(name)
-        cells.append(_cell(folder, name, tree, None, memory_limit))
-    cells = _against_best_baseline(job, cells, folder, recipe)
-    metric = job.task.metric
+
+    def keep(advice: Advice | None = None) -> Comparison:
+        comparison = Comparison(folder, job.task.metric, cells, advice)
+        write_json(folder / KEPT, {**comparison.as_dict(), "asked": asked})
+        return comparison
+
+    with Interrupt() as interrupt:
+        for name, tree in {**baselines, **trained}.items():
+            cell = measured.get(name)
+            if cell is None:
+                on_cell(name, None)
+                try:
+                    cell = _cell(folder, name, tree, name not in trained, memory_limit, interrupt)
+                except Interrupted as stop:
+                    raise Interrupted(
+                        f"{stop} {len(cells)} of {len(baselines) + len(trained)} cells are measured and kept in "
+                        f"{folder}; the same command with --out {folder} goes on."
+                    ) from None
+            cells = _against_best_baseline(job, folder, [*cells, cell])
+            keep()
+            on_cell(name, cells[-1])
 
     def paired(a: Cell, b: Cell) -> Paired:
-        ours, theirs = (_predictions(folder, cell.name) for cell in (a, b))
-        return compare_predictions(job.task, ours, theirs, job.recipe.evaluate, recipe.seed)[metric]
+        return _difference(job, folder, a.name, b.name)
 
-    comparison = Comparison(folder, metric, cells, advise(metric, cells, memory_limit, paired))
-    write_json(folder / "comparison.json", comparison.as_dict())
-    return comparison
+    return keep(advise(job.task.metric, cells, memory_limit, paired))
 
 
-def _supported(recipe: Recipe, job: Job) -> list[str]:
-    """Adapters that the recipe's method, model and task allow, by name."""
-    found = []
-    for adapter in method_info(recipe.train.method).adapters:
-        try:
-            check_support(job.facts, cast(AdapterName, adapter), job.task.form, recipe.train.method)
-        except UnsupportedError:
-            continue
-        found.append(adapter)
+def _read(folder: Path) -> dict[str, Any] | None:
+    """What an earlier call kept in `folder`; None where it is free. Raises RunError where other things are there."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    try:
+        return json.loads((folder / KEPT).read_bytes())
+    except (OSError, ValueError):
+        raise RunError(
+            f"A comparison needs an empty folder, or its own. Received {folder}, which is neither. Try another --out."
+        ) from None
+
+
+def _asked(
+    job: Job, baselines: Mapping[str, Any], trained: Mapping[str, Any], memory_limit: int | None
+) -> dict[str, Any]:
+    """What decides every cell, as JSON gives it back. Where the comparison lies is no part of it."""
+    cells = {name: {**tree, "out": None} for name, tree in {**baselines, **trained}.items()}
+    rows = {name: fingerprint_rows(rows) for name, rows in job.rendered.items()}
+    return json.loads(json.dumps({"cells": cells, "rows": rows, "memory_limit_bytes": memory_limit}))
+
+
+def _supported(recipe: Recipe, job: Job) -> dict[str, dict[str, Any]]:
+    """Every adapter that the recipe's method, model and task allow, by name, and beside zo back-propagation."""
+    names = list(method_info(recipe.train.method).adapters)
+    if recipe.train.method == "zo":
+        names.append("backprop/qlora" if job.facts.quantized else "backprop/lora")
+    found = {}
+    for name in names:
+        tree = _changes(recipe, name)
+        with suppress(RecipeError, UnsupportedError, MissingExtraError):
+            _check(tree, job)
+            found[name] = tree
     return found
+
+
+def _check(tree: Mapping[str, Any], job: Job) -> None:
+    """Refuses a cell whose method, adapter, model and task do not go together."""
+    recipe = make_recipe(tree)
+    check_settings(recipe)
+    check_together(recipe, job.facts, job.task)
 
 
 def _changes(recipe: Recipe, name: str) -> dict[str, Any]:
@@ -141,54 +209,79 @@ def _recompute_activations(tree: dict[str, Any], job: Job) -> None:
         train["activation_checkpointing"] = True
 
 
-def _cell(folder: Path, name: str, tree: Mapping[str, Any], baseline: str | None, limit: int | None) -> Cell:
+def _cell(
+    folder: Path, name: str, tree: Mapping[str, Any], baseline: bool, limit: int | None, interrupt: Interrupt
+) -> Cell:
     """Runs one cell in a fresh process and reads what it left behind."""
     at = _folder_of(folder, name)
     at.parent.mkdir(exist_ok=True)
-    kind, method = ("trained", tree["train"]["method"]) if baseline is None else ("baseline", None)
-    spec = {"recipe": {**tree, "out": str(at)}, "baseline": baseline, "memory_limit": limit}
-    done = subprocess.run(
-        [sys.executable, "-m", "tunefork.workflows.cell"],
-        input=json.dumps(spec),
-        text=True,
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        why = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
-        if done.returncode not in (TuneforkError.exit_code, 2):
-            (folder / f"{at.name}.error.log").write_text(done.stderr)
+    kind, method = ("baseline", None) if baseline else ("trained", tree["train"]["method"])
+    spec = {"recipe": {**tree, "out": str(at)}, "baseline": name if baseline else None, "memory_limit": limit}
+    code, said, problem = _run_cell(spec, interrupt)
+    if code != 0:
+        why = problem.strip().splitlines()[-1] if problem.strip() else f"exit code {code}"
+        if code not in (TuneforkError.exit_code, 2):
+            (folder / f"{at.name}.error.log").write_text(problem)
             why += f" (see {at.name}.error.log)"
         return Cell(name, kind, {}, 0.0, None, None, why, method)
-    found = json.loads(done.stdout)
-    recomputes = bool(tree["train"]["activation_checkpointing"] is True) and method == "backprop"
+    found = json.loads(said)
+    recomputes = tree["train"]["activation_checkpointing"] is True and method == "backprop"
     return Cell(
         name, kind, found["metrics"], found["seconds"], found["peak_memory_bytes"], None, None, method, recomputes
     )
+
+
+def _run_cell(spec: Mapping[str, Any], interrupt: Interrupt) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a cell's process, which is asked to stop when this one is."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tunefork.workflows.cell"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    given: str | None = json.dumps(spec)
+    asked_to_stop = False
+    try:
+        while True:
+            try:
+                said, problem = process.communicate(given, timeout=_ASK_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                given = None  # what was not yet written is remembered
+            if interrupt.received is not None and not asked_to_stop:
+                process.terminate()  # not SIGINT: from a terminal it has had one, and a second would not let it save
+                asked_to_stop = True
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    interrupt.check()
+    return process.returncode, said, problem
 
 
 def _folder_of(folder: Path, name: str) -> Path:
     return folder / "cells" / name.replace("/", "-")
 
 
-def _predictions(folder: Path, name: str) -> list[Prediction]:
-    return read_predictions(_folder_of(folder, name) / "predictions" / "test.jsonl")
+def _difference(job: Job, folder: Path, ours: str, theirs: str) -> Paired:
+    """The paired difference of two cells in the choosing metric."""
+    a, b = (read_predictions(_folder_of(folder, name) / "predictions" / "test.jsonl") for name in (ours, theirs))
+    return compare_predictions(job.task, a, b, job.recipe.evaluate, job.recipe.seed)[job.task.metric]
 
 
-def _against_best_baseline(job: Job, cells: Sequence[Cell], folder: Path, recipe: Recipe) -> list[Cell]:
-    """Adds to every trained cell the paired difference to the baseline with the best choosing metric."""
+def _against_best_baseline(job: Job, folder: Path, cells: Sequence[Cell]) -> list[Cell]:
+    """The cells, every trained one with the paired difference to the baseline with the best choosing metric."""
     metric = job.task.metric
     baselines = [c for c in cells if c.kind == "baseline" and metric in c.metrics]
     if not baselines:
         return list(cells)
-    sign = -1.0 if metric == "loss" else 1.0
-    best = max(baselines, key=lambda c: sign * c.metrics[metric]["value"])
-    theirs = _predictions(folder, best.name)
-    section, compared = job.recipe.evaluate, []
+    best = (max if words.higher_is_better(metric) else min)(baselines, key=lambda c: c.metrics[metric]["value"]).name
+    compared = []
     for cell in cells:
-        if cell.kind == "trained" and cell.error is None and metric in cell.metrics:
-            ours = _predictions(folder, cell.name)
-            difference = compare_predictions(job.task, ours, theirs, section, recipe.seed)[metric]
-            cell = replace(cell, against_best_baseline={"baseline": best.name, **asdict(difference)})
+        known = cell.against_best_baseline is not None and cell.against_best_baseline["baseline"] == best
+        if cell.kind == "trained" and metric in cell.metrics and not known:
+            against = {"baseline": best, **asdict(_difference(job, folder, cell.name, best))}
+            cell = replace(cell, against_best_baseline=against)
         compared.append(cell)
     return compared
