@@ -61,9 +61,7 @@ class RunFolder:
         Raises RunError, before anything is written, for a folder with other things in it, a finished run, a run with
         checkpoints (they are for `open`, --resume) and a run that another process is writing.
         """
-        run = cls(Path(path), None)
-        with explained(run.path):
-            run._refuse_to_overwrite()
+        run = cls.refuse_taken(path)
         make_folder(run.path)
         run._lock = FolderLock(run.path)
         try:
@@ -77,6 +75,14 @@ class RunFolder:
         except BaseException:
             run.close()
             raise
+        return run
+
+    @classmethod
+    def refuse_taken(cls, path: str | Path) -> RunFolder:
+        """Raises what `create` would raise for this folder before anything is written; returns it, not locked."""
+        run = cls(Path(path), None)
+        with explained(run.path):
+            run._refuse_to_overwrite()
         return run
 
     @classmethod

@@ -12,7 +12,7 @@ import openpyxl
 import pytest
 
 from tests.cli.places import Place, tree
-from tests.cli.scenes import Command, Said, as_csv, chats, reviews
+from tests.cli.scenes import Command, Said, as_csv, chats, put, reviews
 from tunefork.data import read_rows
 
 RESULT_KEYS = {"schema", "recipe", "data", "steps", "forwards", "seconds", "peak_memory_bytes", "baselines", "test"}
@@ -115,7 +115,9 @@ def test_dry_run_of_data_with_errors_is_refused_and_still_says_all(place: Place,
     rows = [{**row, "text": "The same."} for row in reviews()]
     said = tunefork(*place.train_on("a.csv", rows, "--dry-run"))
     assert said.code == 2
-    assert "conflicting-labels" in {f["code"] for f in json.loads(said.out)["data"]["findings"]}
+    errors = [f for f in json.loads(said.out)["data"]["findings"] if f["level"] == "error"]
+    assert "conflicting-labels" in {f["code"] for f in errors}
+    assert all(said.err.count(f"{f['split']}: {f['message']}") == 1 for f in errors)
 
 
 def test_seeds(place: Place, tunefork: Command) -> None:
@@ -127,6 +129,54 @@ def test_seeds(place: Place, tunefork: Command) -> None:
     assert written["spread"] == found["spread"]
     again = document(tunefork(*place.train("--seeds", 2, "--seed", 5, "--resume")))
     assert again["spread"] == found["spread"]
+
+
+def test_seeds_are_resumed_where_they_lie(place: Place, tunefork: Command) -> None:
+    arguments = place.train("--seeds", 2, "--resume")
+    at = arguments.index("--out")
+    del arguments[at : at + 2]
+    said = tunefork(*arguments)
+    assert (said.code, "`resume` needs the folder of the seeds" in said.sentence) == (2, True)
+    assert not (place.folder / "runs").exists()
+
+
+def test_patience_that_ends_is_said(place: Place, tunefork: Command) -> None:
+    more = ("--max-steps", 30, "--learning-rate", 1e-9, "--set", "train.evaluate_every=1", "--set", "train.patience=2")
+    said = tunefork(*place.train(*more))
+    assert document(said)["train"]["stopped_early"] is True
+    assert "Stopped early after 3 of 30 steps: dev was best at step 1, and train.patience is 2." in said.err
+
+
+def test_without_test_rows_there_is_no_empty_table(place: Place, tunefork: Command) -> None:
+    said = tunefork(*place.train("--set", "data.test_fraction=0"))
+    assert document(said)["test"] == {}
+    assert "There were no test rows to measure on" in said.err
+    assert "this run" not in said.err
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",), ("--dry-run", "--seeds", 2)], ids=["train", "dry", "seeds"])
+def test_a_folder_that_is_taken_is_refused_before_anything_is_read(
+    more: tuple[object, ...], place: Place, tunefork: Command
+) -> None:
+    taken = place.folder / "taken"
+    put(taken / ("seed-0/mine.txt" if "--seeds" in more else "mine.txt"), "mine")
+    said = tunefork(*place.train("--train", "nowhere.csv", "--out", taken, *more))
+    assert said.code == 2
+    assert "A new run needs an empty folder." in said.sentence
+
+
+def test_one_is_one(place: Place, tunefork: Command) -> None:
+    rows = place.put("dev.csv", [{"text": "A new one.", "label": "good"}])
+    said = tunefork(*place.train("--dry-run", "--max-steps", 1, "--batch-size", 24, "--dev", rows))
+    assert "1 step (1 epoch of 1)" in said.err
+    assert "dev   1 row, " in said.err
+
+
+def test_splits_of_a_few_rows_are_warned_of(place: Place, tunefork: Command) -> None:
+    said = tunefork(*place.train("--dry-run"))
+    few = [f for f in document(said)["data"]["findings"] if f["code"] == "few-rows"]
+    assert [(f["split"], f["level"]) for f in few] == [("dev", "warning"), ("test", "warning")]
+    assert "a share measured on so few is uncertain by up to" in said.err
 
 
 @pytest.mark.parametrize("how", ["--out", "folder"])

@@ -151,13 +151,43 @@ def test_degenerate_intervals() -> None:
     one = bootstrap_interval(MeanStatistic("x", [2.5]), 1, resamples=20)
     assert (one.value, one.low, one.high, one.n) == (2.5, 2.5, 2.5, 1)
     perfect = bootstrap_interval(ConfusionStatistic("accuracy", [1, 0, 1], [1, 0, 1], 2), 3, resamples=20)
-    assert (perfect.low, perfect.high) == (1, 1)
+    assert (perfect.low, perfect.high) == (pytest.approx(0.025 ** (1 / 3)), 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         rare = AgreementStatistic("absolute_smd", [1, 1, 0], [0, 0, 1], low=0, high=1)
         found = bootstrap_interval(rare, 3, resamples=200)
         assert found.high == math.inf and not math.isnan(found.low)
         assert not math.isnan(paired_difference(rare, rare, 3, resamples=50).low)
+
+
+@pytest.mark.parametrize("right", [1, 0])
+def test_a_share_on_which_all_rows_agree_has_the_exact_interval(right: int) -> None:
+    """0.6306 is the end of Clopper and Pearson's 95 % interval for 8 of 8, as SciPy's binomtest gives it."""
+    said = np.full(8, right)
+    shares = [
+        MeanStatistic("exact_match", said),
+        ConfusionStatistic("accuracy", said, np.ones(8, int), 2),
+        AgreementStatistic("exact_agreement", said, np.ones(8, int), low=0, high=1),
+    ]
+    for share in shares:
+        found = bootstrap_interval(share, 8)
+        ends = (0.6306, 1) if right else (0, 1 - 0.6306)
+        assert (found.value, found.n) == (right, 8)
+        assert (found.low, found.high) == pytest.approx(ends, abs=1e-4)
+        grouped = bootstrap_interval(share, 8, groups=["a", "a", "a", "a", "b", "b", "b", "b"])
+        assert grouped.high - grouped.low == pytest.approx(1 - 0.025**0.5)  # two that are independent
+    one = bootstrap_interval(MeanStatistic("loss", [1.0], higher_is_better=False), 1)
+    assert (one.low, one.high) == (1, 1)  # no share
+
+
+def test_a_difference_is_clear_only_where_interval_and_p_agree() -> None:
+    right = np.array([1.0, 1, 1, 0, 1, 1, 1, 1])
+    few = paired_difference(MeanStatistic("x", right), MeanStatistic("x", [0, 0, 1, 0, 0, 1, 1, 1]), 8)
+    assert few.low > 0 and few.p_value > 0.05 and not few.clear
+    many = paired_difference(
+        MeanStatistic("x", np.tile(right, 5)), MeanStatistic("x", np.tile([0, 0, 1, 0, 0, 1, 1, 1], 5)), 40
+    )
+    assert many.low > 0 and many.p_value < 0.05 and many.clear
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "balanced_accuracy", "qwk", "exact_match", "kappa"])

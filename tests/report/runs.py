@@ -312,6 +312,7 @@ def _result(
             "threads": 2,
         },
         "steps": steps,
+        "steps_per_epoch": 50,
         "forwards": steps * 16,
         "seconds": {"train": 0.2 * steps, "evaluate": 12.3},
         "peak_memory_bytes": {"kind": "anonymous memory above start-up", "value": 412_000_000, "forecast": 398_000_000},

@@ -131,8 +131,31 @@ def test_without_baselines_there_is_nothing_to_compare_with(tmp_path: Path) -> N
     assert "Confusions" in page.text
 
 
-def test_an_interval_without_width_is_explained(tmp_path: Path) -> None:
+SAID_OF_FEW = ([1, 1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1, 1])
+
+
+def test_few_rows_are_no_proof(tmp_path: Path) -> None:
+    """The interval of a difference in three rows of eight leaves out zero, and yet p is 0.25."""
+    ours, theirs = ([Prediction(f"t:{i}", "ab"[k], "b", k, 1) for i, k in enumerate(said)] for said in SAID_OF_FEW)
+    page = read(runs.classification_run(tmp_path / "run", labels=("a", "b"), test=ours, baselines={"probe": theirs}))
+    assert "No clear difference to the best baseline" in page.text
+    assert re.search(r"interval 0\.1\d\d–0\.\d+, but p = 0\.2\d in the paired test: these rows do not tell", page.text)
+
+
+@pytest.mark.parametrize(("steps", "says"), [(50, "(1 epoch)"), (120, "(2.4 epochs)"), (25, "(0.5 epochs)")])
+def test_epochs_are_those_of_the_plan(steps: int, says: str, tmp_path: Path) -> None:
+    assert says in read(runs.classification_run(tmp_path / "run", steps=steps)).text
+
+
+def test_all_right_is_no_certainty(tmp_path: Path) -> None:
     page = read(runs.classification_run(tmp_path / "run", n=60, right=1.0))
+    assert "accuracy 1.000 (0.940–1.000) on 60 test rows" in page.text
+
+
+def test_an_interval_without_width_is_explained(tmp_path: Path) -> None:
+    scores = ("0", "1", "2", "3")
+    recipe = {"task": "scoring", "adapter": "none"}
+    page = read(runs.make_run(tmp_path / "run", recipe, labels=scores, test=runs.labelled(scores, 1.0, 60, 5)))
     assert "rule of three" in page.text
     assert "up to about 5" in page.text
 

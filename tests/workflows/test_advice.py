@@ -24,7 +24,7 @@ def cell(name: str, accuracy: float, mib: int = 300, seconds: float = 200.0, **m
 
 
 def differ(low: float, high: float) -> Difference:
-    return lambda a, b: Paired((low + high) / 2, low, high, 0.01, 500)
+    return lambda a, b: Paired((low + high) / 2, low, high, 0.01, 500, not low <= 0 <= high)
 
 
 ZO = cell("zo/none", 0.87)
@@ -98,7 +98,7 @@ def test_a_lower_loss_is_the_better_one() -> None:
 
 
 def test_a_baseline_that_is_as_good_is_told() -> None:
-    against = {"baseline": "tfidf", "difference": 0.01, "low": -0.01, "high": 0.03, "p_value": 0.4}
+    against = {"baseline": "tfidf", "difference": 0.01, "low": -0.01, "high": 0.03, "p_value": 0.4, "clear": False}
     _, said = advice(ZO, cell("backprop/lora", 0.92, against_best_baseline=against))
     assert said.endswith("But it is not clearly better than the baseline tfidf.")
 

@@ -73,13 +73,15 @@ def train(
     from tunefork import workflows
     from tunefork.cli.progress import Watcher
     from tunefork.cli.show import show_plan, show_result
+    from tunefork.train.prepare import refuse_errors
 
     console = screen(as_json)
     if dry_run and is_hosted(recipe.model.name):
         show_hosted(console, workflows.plan_hosted(recipe), as_json)
         return
     if dry_run:
-        plan = workflows.plan_run(recipe)
+        first = recipe if seeds == 1 else workflows.seed_recipes(recipe, seeds)[0]
+        plan = workflows.plan_run(first, resume=resume)
         show_plan(console, plan)
         if as_json:
             job = plan.job
@@ -92,8 +94,7 @@ def train(
                     "forecast": asdict(plan.forecast),
                 }
             )
-        if any(f.level == "error" for f in plan.job.findings):
-            raise typer.Exit(2)
+        refuse_errors(plan.job.findings)
         return
     watcher = Watcher(console, confirmer(console, yes, recipe.hosted.limit))
     if seeds > 1:
@@ -113,7 +114,7 @@ def _show_spread(console: Console, found: SeedsResult) -> None:
     for metric, s in found.spread.items():
         sd = "–" if s["sd"] is None else f"{s['sd']:.3f}"
         table.add_row(metric, f"{s['mean']:.3f}", sd, f"{s['min']:.3f}", f"{s['max']:.3f}")
-    console.print(table)
+    console.print(table if found.spread else "There were no test rows to measure on.")
     console.print(f"[bold]{escape(str(found.path))}[/]  seeds.json", soft_wrap=True)
 
 

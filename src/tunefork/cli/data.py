@@ -22,11 +22,12 @@ def data_check(recipe: Recipe, *, as_json: Json = False) -> None:
     """Everything that is found in the rows before training, alone."""
     from tunefork import workflows
     from tunefork.cli.show import show_findings
+    from tunefork.report import words
 
     found = workflows.check_data(recipe)
     console = screen(as_json)
     for name, count in found.counts.items():
-        console.print(f"{name}: {count['rows']:,} rows, {count['tokens']:,} tokens")
+        console.print(f"{name}: {words.count(count['rows'], 'row')}, {words.count(count['tokens'], 'token')}")
     show_findings(console, found.findings)
     if as_json:
         emit({"counts": found.counts, "findings": [asdict(f) for f in found.findings]})

@@ -13,6 +13,7 @@ from rich.table import Table
 from tunefork.cli.screen import empty_table, escape
 from tunefork.data import Finding
 from tunefork.recipe.load import settings
+from tunefork.report import words
 from tunefork.report.words import duration, size
 from tunefork.workflows.advice import Cell
 from tunefork.workflows.compare import Comparison
@@ -27,7 +28,7 @@ def number(value: Any) -> str:
 
 
 def show_plan(console: Console, plan: Plan) -> None:
-    """The resolved recipe with reasons, the rows, the findings and the forecast."""
+    """The resolved recipe with reasons, the rows, the findings that are no errors, and the forecast."""
     job, recipe = plan.job, plan.job.recipe
     why = {reason.path: reason.why for reason in job.resolved.reasons}
     table = Table(title="Recipe, as it will run", title_justify="left", box=None, pad_edge=False, show_header=False)
@@ -41,14 +42,14 @@ def show_plan(console: Console, plan: Plan) -> None:
     for name, count in job.counts().items():
         trained = f", {count['trained_tokens']:,} of them trained" if count["trained_tokens"] else ""
         console.print(
-            f"[bold]{name:5}[/] {count['rows']:,} rows, {count['tokens']:,} tokens{trained}, "
+            f"[bold]{name:5}[/] {words.count(count['rows'], 'row')}, {words.count(count['tokens'], 'token')}{trained}, "
             f"longest {count['longest']:,} [dim]{escape(job.origin.get(name, ''))}[/]",
             soft_wrap=True,
         )
-    show_findings(console, job.findings)
+    show_findings(console, [f for f in job.findings if f.level != "error"])  # those are what the run is refused for
     resolved = job.resolved
     console.print(
-        f"\n{resolved.steps:,} steps ({number(round(resolved.steps / resolved.steps_per_epoch, 2))} epochs of "
+        f"\n{words.count(resolved.steps, 'step')} ({words.epochs(resolved.steps, resolved.steps_per_epoch)} of "
         f"{resolved.steps_per_epoch:,}); forecast: {duration(plan.forecast.seconds)} of training, "
         f"{size(plan.forecast.memory_bytes)} of memory at the peak.\n",
         soft_wrap=True,
@@ -69,7 +70,10 @@ def show_findings(console: Console, findings: Sequence[Finding]) -> None:
 
 def show_result(console: Console, result: Mapping[str, Any], where: str) -> None:
     """The result beside its baselines, with intervals."""
-    console.print(metrics_table({**result["baselines"], "this run": result["test"]}, result.get("metric")))
+    if result["test"]:
+        console.print(metrics_table({**result["baselines"], "this run": result["test"]}, result.get("metric")))
+    else:
+        console.print("There were no test rows to measure on; what dev rows show is in the report.", soft_wrap=True)
     memory = result["peak_memory_bytes"]
     console.print(
         f"trained {duration(result['seconds']['train'])}, measured {duration(result['seconds']['evaluate'])}; "

@@ -35,6 +35,7 @@ class Paired:
     high: float
     p_value: float
     n: int
+    clear: bool  # the interval leaves out zero, and p <= 1 - confidence: with few rows one may hold without the other
 
 
 class _Units:
@@ -103,15 +104,20 @@ def bootstrap_interval(
     `groups` names each row's group; whole groups are resampled, since rows of one group are not independent (the
     cluster bootstrap, Davison & Hinkley 1997, 3.8); rows named "" stand for themselves.
 
-    The bootstrap knows only the spread it sees: with a single row (or group), or when all rows agree (accuracy 1), low
-    and high equal the value, which says nothing about the next row; read n beside it. Statistics that are biased in
-    small samples (macro-F1, QWK) may lie off the middle of their interval, seldom outside it.
+    The bootstrap knows only the spread it sees. Where all rows agree (accuracy 1), a share has the exact interval of as
+    many trials as there are rows (or groups) instead (Clopper & Pearson 1934). For every other statistic low and high
+    then equal the value, as with a single row, which says nothing about the next row; read n beside it. Statistics that
+    are biased in small samples (macro-F1, QWK) may lie off the middle of their interval, seldom outside it.
     Raises DataError for n = 0.
     """
     generator = _generator(seed, resamples, confidence)
     units = _Units(n, groups)
+    value = statistic(np.arange(n))
+    if value in (0, 1) and isinstance(statistic, PairableStatistic) and statistic.is_share:
+        nearest = ((1 - confidence) / 2) ** (1 / units.count)
+        return Interval(value, *((nearest, 1.0) if value else (0.0, 1 - nearest)), n)
     values = np.array([statistic(units.draw(generator)) for _ in range(resamples)])
-    return Interval(statistic(np.arange(n)), *_percentiles(values, confidence), n)
+    return Interval(value, *_percentiles(values, confidence), n)
 
 
 def paired_difference(
@@ -160,7 +166,8 @@ def paired_difference(
         swapped = _minus(both(everything + moved), both(everything + n - moved))
         extreme += abs(swapped) >= abs(difference) - 1e-12  # sums in another order may differ in the last bits
     p_value = (1 + extreme) / (1 + resamples)
-    return Paired(difference, *_percentiles(differences, confidence), p_value, n)
+    low, high = _percentiles(differences, confidence)
+    return Paired(difference, low, high, p_value, n, not low <= 0 <= high and p_value <= 1 - confidence)
 
 
 def _minus(a: float, b: float) -> float:

@@ -43,6 +43,11 @@ class PairableStatistic(ABC):
     def __len__(self) -> int:
         """How many rows it holds."""
 
+    @property
+    @abstractmethod
+    def is_share(self) -> bool:
+        """Whether it is the share of rows of which something holds."""
+
     @abstractmethod
     def joined(self, other: PairableStatistic) -> PairableStatistic:
         """One statistic over this one's rows followed by the other's (row i of `other` is row len(self) + i).
@@ -81,6 +86,10 @@ class MeanStatistic(PairableStatistic):
 
     def __len__(self) -> int:
         return len(self.values)
+
+    @property
+    def is_share(self) -> bool:
+        return self.higher_is_better and bool(np.isin(self.values, (0, 1)).all())
 
     def joined(self, other: PairableStatistic) -> MeanStatistic:
         if not isinstance(other, MeanStatistic) or other.name != self.name:
@@ -125,6 +134,10 @@ class ConfusionStatistic(PairableStatistic):
     def __len__(self) -> int:
         return len(self.gold)
 
+    @property
+    def is_share(self) -> bool:
+        return self.metric == "accuracy"
+
     def joined(self, other: PairableStatistic) -> ConfusionStatistic:
         same = isinstance(other, ConfusionStatistic) and (self.metric, self.n_classes, self.positive) == (
             other.metric,
@@ -155,6 +168,10 @@ class AgreementStatistic(PairableStatistic):
 
     def __len__(self) -> int:
         return len(self.gold)
+
+    @property
+    def is_share(self) -> bool:
+        return self.metric in ("exact_agreement", "adjacent_agreement")
 
     def joined(self, other: PairableStatistic) -> AgreementStatistic:
         if not isinstance(other, AgreementStatistic) or other.metric != self.metric:

@@ -217,12 +217,8 @@ def _forwards(record: Record) -> dict[int, float] | None:
 
 
 def _epochs(record: Record) -> str:
-    rows = record.result["data"]["counts"]["train"]["rows"]
-    batch = record.recipe.train.batch_size
-    if not rows or batch == "auto":
-        return ""
-    epochs = f"{record.result['steps'] * batch / rows:.2g}"
-    return f"{epochs} epoch{'' if epochs == '1' else 's'}"
+    per_epoch = record.result.get("steps_per_epoch")  # a service that trains does not tell it
+    return words.epochs(record.result["steps"], per_epoch) if per_epoch else ""
 
 
 def _stopped(record: Record) -> list[tuple[str, int, int]]:

@@ -20,7 +20,7 @@ class Comparison:
     difference: Paired
     gained: list[Change]  # rows the run answers better, largest difference first
     lost: list[Change]
-    outcome: Literal["better", "worse", "unclear"]  # unclear when the interval includes zero
+    outcome: Literal["better", "worse", "unclear"]  # unclear unless interval and p-value agree on a difference
 
 
 def compare_with_best(record: Record) -> Comparison | None:
@@ -70,19 +70,19 @@ def sentence(record: Record, comparison: Comparison | None) -> str:
 def caution(record: Record) -> str:
     """What an interval cannot say by itself; empty where it can."""
     figure = record.result["test"].get(record.metric)
-    shares = (0.0, 1.0) if words.is_share(record.metric) else ()
-    if figure is None or figure["value"] not in shares or figure["low"] != figure["high"]:
+    if figure is None or figure["low"] != figure["high"]:
         return ""
     return (
-        f"The interval has no width because all {words.count(figure['n'])} rows agree, which does not say that the "
-        f"next one will: up to about {words.percent(min(1.0, 3 / figure['n']))} of all rows may differ (rule of three)."
+        f"The interval has no width because nothing varies over {words.count(figure['n'], 'row')}, which does not say "
+        f"that the next one is like them: up to about {words.percent(min(1.0, 3 / figure['n']))} of all rows may "
+        "differ (rule of three)."
     )
 
 
 def _outcome(paired: Paired, higher: bool) -> Literal["better", "worse", "unclear"]:
-    if paired.low <= 0 <= paired.high:
+    if not paired.clear:
         return "unclear"
-    return "better" if (paired.low > 0) == higher else "worse"
+    return "better" if (paired.difference > 0) == higher else "worse"
 
 
 def _difference(record: Record, comparison: Comparison) -> str:
@@ -92,7 +92,10 @@ def _difference(record: Record, comparison: Comparison) -> str:
     text = f"the difference is {words.decimal(paired.difference)}{lower}, {level} interval "
     text += words.interval(paired.low, paired.high)
     if comparison.outcome == "unclear":
-        return f"{text}, which includes zero: these rows do not tell the two apart"
+        why = "which includes zero"
+        if not paired.low <= 0 <= paired.high:
+            why = f"but {words.probability(paired.p_value)} in the paired test"
+        return f"{text}, {why}: these rows do not tell the two apart"
     return text if comparison.outcome == "better" else f"{text}: the baseline is better"
 
 

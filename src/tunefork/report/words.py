@@ -29,7 +29,6 @@ _METRICS = {
     "stopped": "ended by itself",
 }
 _LOWER_IS_BETTER = {"loss", "absolute_smd"}
-_SHARES = {"accuracy", "exact_match", "exact_agreement", "adjacent_agreement", "number", "stopped"}
 _ADAPTERS = {
     "none": "full fine-tuning",
     "lora": "LoRA",
@@ -55,11 +54,6 @@ def metric_name(metric: str) -> str:
 
 def higher_is_better(metric: str) -> bool:
     return metric not in _LOWER_IS_BETTER
-
-
-def is_share(metric: str) -> bool:
-    """Whether it is the share of rows that are right."""
-    return metric in _SHARES
 
 
 def baseline_name(name: str) -> str:
@@ -119,6 +113,12 @@ def percent(share: float) -> str:
 def count(number: int, what: str = "") -> str:
     """`1,234`, or with a noun `1 row`, `1,234 rows`."""
     return f"{number:,}" if not what else f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def epochs(steps: int, per_epoch: int) -> str:
+    """`1 epoch`, `0.5 epochs`: how often the training rows are gone through."""
+    number = f"{round(steps / per_epoch, 2):g}"
+    return f"{number} epoch{'' if number == '1' else 's'}"
 
 
 def size(number: float | None) -> str:

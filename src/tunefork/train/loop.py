@@ -185,6 +185,10 @@ def train(
         ) from None
 
     stopped_early = progress.step < steps
+    if stopped_early:
+        text = f"Stopped early after {progress.step:,} of {steps:,} steps: "
+        text += f"dev was best at step {progress.best_step:,}, and train.patience is {options.patience}."
+        on_event(Event("note", progress.step, {"text": text}))
     weights_from = progress.step
     if options.keep_best and progress.best_step is not None and progress.best_step != progress.step:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from tunefork.data import Finding, Item, Row, Splits, check_items, read_files
 from tunefork.data.findings import refuse_shares
+from tunefork.data.values import counted
 from tunefork.errors import DataError, RecipeError
 from tunefork.evaluate.baselines import BaselineResult, check_baselines, fitting_baselines, run_baselines
 from tunefork.evaluate.harness import Asking, nothing
@@ -38,6 +40,7 @@ from tunefork.tasks.check import check_rendered
 
 LONGEST_AUTOMATIC = 4096
 SPLITS = ("train", "dev", "test")
+FEW_DEV, FEW_TEST = 10, 30  # rows below which a split is warned of
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ def prepare(recipe: Recipe) -> Job:
         section=recipe.data,
         labels_expected=bool(task.labels),
     )
+    findings += _few_rows(examples)
     tokenizer = load_tokenizer(facts)
     room = usable_positions(facts, recipe.adapter)
     limit = min(room, LONGEST_AUTOMATIC) if recipe.model.max_length == "auto" else int(recipe.model.max_length)
@@ -185,6 +189,20 @@ def _examples(
     counts = {name: len(task.rows(part)) for name, part in rows.items()}
     findings += refuse_shares(found, {"unusable-row"}, counts, section, "max_unusable")
     return rows, examples
+
+
+def _few_rows(examples: Mapping[str, Sequence[Example]]) -> list[Finding]:
+    """Splits that are too small to measure much on."""
+    found: list[Finding] = []
+    for split, least in (("dev", FEW_DEV), ("test", FEW_TEST)):
+        n = len(examples[split])
+        if not 0 < n < least:
+            continue
+        off = min(1.0, 0.98 / math.sqrt(n))  # half the widest 95 % interval of a share
+        message = f"Only {counted(n, 'row')}: a share measured on so few is uncertain by up to ±{off:.2f}."
+        advice = f"Give a larger file with --{split}, or more rows to --train to carve it from."
+        found.append(Finding("warning", "few-rows", message, n, (), advice, split))
+    return found
 
 
 def _item(example: Example, task: Task) -> Item:

@@ -12,7 +12,7 @@ from tunefork.workflows.hosted_plan import HostedPlan, export_lines, plan_hosted
 from tunefork.workflows.inspect import DataCheck, ShownRow, check_data, show_data
 from tunefork.workflows.predict import Predictions, predict
 from tunefork.workflows.replay import Replayed, replay
-from tunefork.workflows.seeds import SeedsResult, finetune_seeds
+from tunefork.workflows.seeds import SeedsResult, finetune_seeds, seed_recipes
 
 __all__ = [
     "Chat",
@@ -44,6 +44,7 @@ __all__ = [
     "plan_run",
     "predict",
     "replay",
+    "seed_recipes",
     "show_data",
     "tuned_model",
 ]

@@ -19,7 +19,7 @@ class Cell:
     metrics: Mapping[str, Mapping[str, Any]]
     seconds: float
     peak_memory_bytes: int | None
-    against_best_baseline: Mapping[str, Any] | None  # difference, low, high, p_value of the choosing metric
+    against_best_baseline: Mapping[str, Any] | None  # baseline, and the fields of Paired
     error: str | None = None
     method: str | None = None
     activation_checkpointing: bool = False
@@ -62,8 +62,8 @@ def advise(
         return Advice(take.name, f"Use {take.name}: {why}; {_reached(take, metric)}.{_doubt(take, metric)}", limit)
 
     found = paired(ours, theirs)
-    clear = not found.low <= 0 <= found.high
-    better = clear and (found.low > 0) == higher
+    clear = found.clear
+    better = clear and (found.difference > 0) == higher
     lighter = (ours.peak_memory_bytes or 0) < (theirs.peak_memory_bytes or 0)
     take, other = (ours, theirs) if better or (not clear and ours.seconds < theirs.seconds) else (theirs, ours)
     fits = "back-propagation fits" + (f" in {words.size(limit)}" if limit is not None else "")
@@ -112,6 +112,6 @@ def _named(cell: Cell) -> str:
 def _doubt(cell: Cell, metric: str) -> str:
     """What must be said where no training is better than a baseline."""
     against = cell.against_best_baseline
-    if against is None or (against["low"] > 0 if words.higher_is_better(metric) else against["high"] < 0):
+    if against is None or (against["clear"] and (against["difference"] > 0) == words.higher_is_better(metric)):
         return ""
     return f" But it is not clearly better than the baseline {against['baseline']}."

@@ -68,8 +68,13 @@ class Listener:
         return False  # nothing is paid for that nobody agreed to; `hosted.limit` does without the question
 
 
-def plan_run(recipe: Recipe) -> Plan:
-    """Everything that is known before the first step. Writes nothing; findings may hold errors."""
+def plan_run(recipe: Recipe, *, resume: bool = False) -> Plan:
+    """Everything that is known before the first step. Writes nothing; findings may hold errors.
+
+    Raises RunError at once where the run could not be kept in `out`, or with `resume` not go on from there.
+    """
+    if recipe.out is not None:
+        RunFolder.open(recipe.out, write=False) if resume else RunFolder.refuse_taken(recipe.out)
     job = prepare(recipe)
     if not job.rendered["train"]:  # there is nothing to forecast, and the findings say why
         refuse_errors(job.findings)
@@ -118,7 +123,7 @@ def _resume(recipe: Recipe, listener: Listener) -> RunResult:
             if not run.report_path.exists():  # killed between the two
                 finish_report(run)
             return RunResult(run.path, run.read_result())
-        plan = plan_run(kept.model_copy(update={"out": str(run.path)}))
+        plan = plan_run(kept.model_copy(update={"out": str(run.path)}), resume=True)
         before = next((entry for entry in run.read_log() if entry["kind"] == "plan"), None)
         if before is not None:  # `auto` has been a value since the first start; its reasons are in the log
             reasons = tuple(Reason(**reason) for reason in before["reasons"])
@@ -238,6 +243,7 @@ def _run(run: RunFolder, plan: Plan, resumed: Loaded | None, listener: Listener,
         "model": job.facts.summary(),
         "rendering": job.renderer.describe(),
         "steps": trained.progress.step,
+        "steps_per_epoch": plan.job.resolved.steps_per_epoch,
         "forwards": trained.progress.forwards,
         "seconds": {"train": trained.progress.seconds, "evaluate": seconds},
         "peak_memory_bytes": {"kind": memory.kind, "value": peak, "forecast": plan.forecast.memory_bytes},

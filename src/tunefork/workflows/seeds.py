@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunefork.errors import RunError
 from tunefork.files import write_json
 from tunefork.recipe import Recipe
-from tunefork.run import RESULT_SCHEMA
+from tunefork.run import RESULT_SCHEMA, RunFolder
 from tunefork.workflows.finetune import Listener, RunResult, as_recipe, finetune, free_folder
 
 
@@ -21,6 +22,19 @@ class SeedsResult:
     path: Path
     runs: Sequence[RunResult]
     spread: Mapping[str, Mapping[str, Any]]  # metric -> mean, sd, min, max, n
+
+
+def seed_recipes(recipe: Recipe, seeds: int) -> list[Recipe]:
+    """The recipe of each seed, in `out`/seed-N where `out` is given; only the first measures baselines."""
+    found: list[Recipe] = []
+    for seed in range(recipe.seed, recipe.seed + seeds):
+        change: dict[str, Any] = {"seed": seed}
+        if recipe.out is not None:
+            change["out"] = str(Path(recipe.out) / f"seed-{seed}")
+        if found:
+            change["evaluate"] = recipe.evaluate.model_copy(update={"baselines": ()})
+        found.append(recipe.model_copy(update=change))
+    return found
 
 
 def finetune_seeds(
@@ -35,14 +49,15 @@ def finetune_seeds(
     With `resume`, finished seeds are read back and the interrupted one goes on. Writes `seeds.json`.
     """
     recipe = as_recipe(recipe)
-    folder = Path(recipe.out) if recipe.out is not None else free_folder(recipe)
-    runs: list[RunResult] = []
-    for k in range(seeds):
-        out = folder / f"seed-{recipe.seed + k}"
-        change: dict[str, Any] = {"seed": recipe.seed + k, "out": str(out)}
-        if k > 0:
-            change["evaluate"] = recipe.evaluate.model_copy(update={"baselines": ()})
-        runs.append(finetune(recipe.model_copy(update=change), resume=resume and out.exists(), listener=listener))
+    if recipe.out is None:
+        if resume:
+            raise RunError("`resume` needs the folder of the seeds. Received no `out`. Try --out runs/NAME.")
+        recipe = recipe.model_copy(update={"out": str(free_folder(recipe))})
+    folder, each = Path(str(recipe.out)), seed_recipes(recipe, seeds)
+    if not resume:
+        for one in each:
+            RunFolder.refuse_taken(str(one.out))
+    runs = [finetune(one, resume=resume and Path(str(one.out)).exists(), listener=listener) for one in each]
     spread = {
         metric: _spread([run.result["test"][metric]["value"] for run in runs]) for metric in runs[0].result["test"]
     }
