@@ -12,7 +12,7 @@ from tunefork.cli import main
 from tunefork.errors import DataError, RecipeError
 from tunefork.hosted.formats import check_lines, find_format
 from tunefork.recipe import make_recipe
-from tunefork.workflows import export_lines, plan_hosted
+from tunefork.workflows import check_data, export_lines, plan_hosted
 
 
 def chat(*roles: str, **extra: Any) -> dict[str, Any]:
@@ -132,6 +132,13 @@ def test_the_command_refuses_and_writes_nothing(tmp_path: Path, capsys: pytest.C
     assert Path(json.loads(capsys.readouterr().out)["paths"]["train"]).is_file()
     with pytest.raises(DataError):
         export_lines(make_recipe({"task": "chat", "data": {"train": rows(tmp_path)}}), "openai", tmp_path / "p")
+
+
+def test_the_check_alone_and_nothing_sent(tmp_path: Path) -> None:
+    given = {"model": "openai:gpt-4.1-mini", "task": "classification", "data": {"train": rows(tmp_path)}}
+    found = check_data(given | {"train": {"method": "hosted"}})
+    assert found.counts["train"]["rows"] == 21
+    assert not found.refused
 
 
 def test_a_dry_run_says_what_it_would_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,6 +35,12 @@ def test_a_model_must_be_named(name: str) -> None:
         find_model(name)
 
 
+def test_a_password_in_an_address_is_refused() -> None:
+    with pytest.raises(RecipeError, match="must not hold a password") as caught:
+        find_model("https://me:secret@host/v1#m")
+    assert "secret" not in str(caught.value)
+
+
 def test_azure_needs_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AZURE_OPENAI_ENDPOINT", raising=False)
     with pytest.raises(RecipeError, match="AZURE_OPENAI_ENDPOINT"):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.hosted.host import CUT, CUT_AFTER, KEY, Host, busy, hosting
+from tests.hosted.host import CUT, CUT_AFTER, KEY, Host, busy, hosting, refusal
 from tests.server.scenes import client_of, server_process, wait_for
 from tunefork.errors import DataError, HostedError, RecipeError, RunError
 from tunefork.report import write_report
@@ -35,6 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def host(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     """Our own server behind a host that can fail."""
     monkeypatch.setenv("TUNEFORK_API_KEY", KEY)
+    monkeypatch.setenv("NEBIUS_API_KEY", KEY)
     with hosting(server.removesuffix("/")) as host:
         yield host
 
@@ -197,6 +198,17 @@ def test_a_job_that_the_host_fails_says_why(host: Host, tmp_path: Path, monkeypa
     assert json.loads((tmp_path / "run" / "hosted.json").read_text())["job"]["status"] == "failed"
 
 
+def test_a_file_that_the_host_rejects(host: Host, tmp_path: Path) -> None:
+    host.fault = lambda method, path, times: (
+        refusal(400, "invalid_file", "Line 3 is not to our liking") if method == "POST" and path == "/files" else None
+    )
+    with pytest.raises(HostedError, match="Line 3 is not to our liking"):
+        finetune(recipe(host, tmp_path))
+    state = json.loads((tmp_path / "run" / "hosted.json").read_text())
+    assert (state["job"], "training_file" in state) == (None, False)
+    assert host.requests.total() == 2  # looked for, then sent; a refusal is not tried again
+
+
 def test_what_is_refused_before_anything_is_sent(host: Host, tmp_path: Path) -> None:
     given = recipe(host, tmp_path)
     with pytest.raises(RecipeError, match="learning_rate_multiplier"):
@@ -208,6 +220,8 @@ def test_what_is_refused_before_anything_is_sent(host: Host, tmp_path: Path) -> 
     things(tmp_path)
     with pytest.raises(RecipeError, match="confirmed"):
         finetune({**given, "hosted": {"cache": str(tmp_path)}}, listener=Listener())
+    with pytest.raises(RecipeError, match="no price is known"):
+        finetune({**given, "model": "nebius:x", "hosted": {"limit": 5, "cache": str(tmp_path)}})
     assert not host.heard
     assert not (tmp_path / "run").exists()
 

@@ -120,7 +120,7 @@ def test_what_differs_is_found_and_shown(host: Host, tmp_path: Path, capsys: pyt
     assert "<script" not in page and "http-equiv" in page
     assert KEY not in page + out + err
     both = render_migration([result, {**result, "scores": []}])
-    assert "right answers not known" in both and "2 models compared" in both
+    assert "2 models compared: 1 no clear difference, 1 not measured" in both
 
 
 def test_a_recording_without_a_job_must_be_told_its_files(host: Host, tmp_path: Path) -> None:

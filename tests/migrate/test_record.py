@@ -229,7 +229,22 @@ def test_killed_again_and_again_it_pays_once(host: Host, tmp_path: Path) -> None
     assert no_key_in(tmp_path)
 
 
-def _heard(host: Host, count: int, process: subprocess.Popen[bytes]) -> bool:
+def test_ctrl_c_keeps_what_is_under_way(host: Host, tmp_path: Path) -> None:
+    host.delay = 0.05
+    file, out = questions(tmp_path, 60), tmp_path / "out"
+    command = [sys.executable, "-m", "tunefork", "migrate", "record", "--model", f"{host.url}#m"]
+    command += ["--prompts", str(file), "--out", str(out), "--concurrency", "4", "--yes"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    _wait_for(functools.partial(_heard, host, 10, process))
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, "the same command goes on" in err) == (130, True), err
+    assert len(_kept(out)) == sum(host.asked.values()) < 60
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert sum(host.asked.values()) == 60
+
+
+def _heard(host: Host, count: int, process: subprocess.Popen[Any]) -> bool:
     return sum(host.asked.values()) >= count or process.poll() is not None
 
 

@@ -15,6 +15,7 @@ from tunefork.errors import HostedError, Interrupted
 from tunefork.files import FolderLock, append_line, make_folder, repair_lines, sync_file
 from tunefork.hosted.client import Client
 from tunefork.hosted.prices import Budget
+from tunefork.train.interrupt import Interrupt
 
 Body = Mapping[str, Any]
 _OF_THE_REQUEST = (400, 413, 422)  # refusals that say nothing about other requests
@@ -138,7 +139,7 @@ def ask_all(
     waiting = iter(wanted.items())
     running: dict[Future[dict[str, Any]], str] = {}
     failure: BaseException | None = None
-    with ThreadPoolExecutor(concurrency) as pool:
+    with Interrupt() as interrupt, ThreadPoolExecutor(concurrency) as pool:
         while True:
             alone = done == 0 and not refused  # the first one tells whether key and model are right
             room = (1 if alone else concurrency) - len(running) if failure is None else 0
@@ -146,12 +147,12 @@ def ask_all(
                 running[pool.submit(ask, body)] = key
             if not running:
                 break
-            try:
-                ready, _ = wait(running, return_when=FIRST_COMPLETED)
-            except KeyboardInterrupt as stop:
-                failure = stop
-                client.stop()
-                continue
+            ready, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            if interrupt.received is not None and failure is None:
+                text = (
+                    f"Stopped by {interrupt.received}. What was answered is in {store.path}; the same command goes on."
+                )
+                failure = Interrupted(text)
             for future in ready:
                 key, error = running.pop(future), future.exception()
                 if error is None:
@@ -164,10 +165,8 @@ def ask_all(
                         failure = failure or error
                 else:
                     failure = failure or error
-                if failure is not None:
-                    client.stop()
-    if isinstance(failure, KeyboardInterrupt):
-        raise Interrupted(f"Stopped. {done:,} of {total:,} answers are in {store.path}; the same command goes on.")
+            if failure is not None:
+                client.stop()
     if failure is not None:
         raise failure
     return [answer if (answer := store.get(key)) is not None else refused[key] for key in keys]

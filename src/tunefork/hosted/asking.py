@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from tunefork.errors import HostedError, UnsupportedError
-from tunefork.evaluate.demonstrations import SEPARATOR, choose_demonstrations, with_demonstrations
 from tunefork.evaluate.harness import candidate_prediction, right_answer
 from tunefork.hosted.answers import Answer, AnswerStore, ask_all, request_key
 from tunefork.hosted.client import Client
@@ -123,15 +122,6 @@ def cache_folder(section: HostedSection, model: HostedModel) -> Path:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunefork" / "answers"
     name = hashlib.sha256(f"{model.service.base_url} {model.id}".encode()).hexdigest()[:24]
     return (Path(section.cache) if section.cache is not None else home) / name
-
-
-def in_context(task: Task, train: Sequence[Example], asked: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """The questions after the same answered rows of train, as the baseline in_context asks them."""
-    chosen = choose_demonstrations(task, train, asked, count, seed)
-    return [with_demonstrations(example, chosen, masked=False) for example in asked]
-
-
-CONTEXT_STOPS = (SEPARATOR,)
 
 
 def system_message(task: Task, example: Example, given: str | None) -> tuple[Message, ...]:

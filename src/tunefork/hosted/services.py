@@ -77,6 +77,8 @@ def find_model(name: str) -> HostedModel:
 def find_service(name: str) -> Service:
     """A service by its name or its URL."""
     if _URL.match(name):
+        if "@" in urlsplit(name).netloc:  # it would be written into every recipe and report
+            raise RecipeError(f"A service's address must not hold a password. Received one. Try {ANY_KEY} for the key.")
         return Service(urlsplit(name).hostname or name, name.rstrip("/"), ANY_KEY)
     if name not in _known():
         raise RecipeError(f"A service must be {', '.join(_known())}, or a URL. Received {name!r}. Try openai.")

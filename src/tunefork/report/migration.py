@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,22 +11,16 @@ from markupsafe import Markup
 from tunefork.report import figures, words
 from tunefork.report.page import environment, page_style
 
+_OUTCOMES = {"better": "better", "worse": "worse", "unclear": "no clear difference", "unmeasured": "not measured"}
+
 
 def render_migration(comparisons: Sequence[Mapping[str, Any]]) -> str:
     """comparison.json of each model as one HTML page: no script, nothing fetched, every text of others escaped."""
     found = [{**c, **_said(c), "dots": Markup(_dots(c)), "shown": _rows(c)} for c in comparisons]
-    worse = sum(c["outcome"] == "worse" for c in found)
-    unmeasured = sum(c["outcome"] == "unmeasured" for c in found)
-    parts = [f"{words.count(len(found), 'model')} compared"]
-    parts += [f"{worse} worse than before"] if worse else [] if unmeasured == len(found) else ["none clearly worse"]
-    template = environment().get_template("migration.html.j2")
-    view = {
-        "comparisons": found,
-        "headline": ", ".join(parts),
-        "style": Markup(page_style()),
-        "interval": words.interval,
-    }
-    return template.render(**view).lstrip()
+    counts = Counter(_OUTCOMES[c["outcome"]] for c in found)
+    headline = f"{words.count(len(found), 'model')} compared: " + ", ".join(f"{n} {what}" for what, n in counts.items())
+    view = {"comparisons": found, "headline": headline, "outcomes": _OUTCOMES, "interval": words.interval}
+    return environment().get_template("migration.html.j2").render(style=Markup(page_style()), **view).lstrip()
 
 
 def _said(c: Mapping[str, Any]) -> dict[str, str]:

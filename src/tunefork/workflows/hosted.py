@@ -50,7 +50,8 @@ def finetune_hosted(recipe: Recipe, *, resume: bool, listener: Listener) -> RunR
         refuse_errors(plan.findings)
         client = Client(plan.model.service, on_wait=listener.stage)
         require_confirmed(plan.estimate, recipe.hosted.limit, listener.confirm)
-        if recipe.hosted.limit is not None and (plan.estimate.cost or 0) > recipe.hosted.limit:
+        cost, limit = plan.estimate.cost, recipe.hosted.limit
+        if limit is not None and (cost is None or cost > limit):
             raise RecipeError(f"The whole must stay below `hosted.limit`. Received {plan.estimate.says()}")
         created = RunFolder.create(Path(str(recipe.out)), dump_recipe(recipe))
         with created as run, Interrupt() as interrupt:

@@ -10,9 +10,10 @@ from typing import Any
 from tunefork.data import Finding, Item, check_items, load_splits
 from tunefork.errors import RecipeError
 from tunefork.evaluate.baselines import check_baselines, fitting_baselines
+from tunefork.evaluate.demonstrations import SEPARATOR, choose_demonstrations, with_demonstrations
 from tunefork.files import make_folder, write_atomic
 from tunefork.hosted import find_model, is_hosted
-from tunefork.hosted.asking import CONTEXT_STOPS, HostedAsking, in_context
+from tunefork.hosted.asking import HostedAsking
 from tunefork.hosted.formats import as_bytes, check_lines, find_format, training_lines
 from tunefork.hosted.prices import Estimate, estimate_requests, estimate_tokens, estimate_training, find_price
 from tunefork.hosted.services import HostedModel
@@ -120,8 +121,9 @@ def questions_of(
     if name == "zero_shot":
         return examples["test"], ()
     count = recipe.evaluate.demonstrations
-    asked = in_context(task, examples["train"], examples["test"], count, recipe.seed)
-    return asked, CONTEXT_STOPS if task.form == "text" else ()
+    chosen = choose_demonstrations(task, examples["train"], examples["test"], count, recipe.seed)
+    asked = [with_demonstrations(example, chosen, masked=False) for example in examples["test"]]
+    return asked, (SEPARATOR,) if task.form == "text" else ()
 
 
 def _estimate(

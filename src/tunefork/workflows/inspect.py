@@ -9,9 +9,11 @@ from typing import Any
 
 from tunefork.data import Finding
 from tunefork.errors import DataError, RecipeError, did_you_mean
+from tunefork.hosted import is_hosted
 from tunefork.recipe import Recipe
 from tunefork.train.prepare import SPLITS, prepare, refuse_errors
 from tunefork.workflows.finetune import as_recipe
+from tunefork.workflows.hosted_plan import plan_hosted
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,8 @@ class ShownRow:
 
 def check_data(recipe: Recipe | Mapping[str, Any] | str | Path) -> DataCheck:
     """The check that runs before every training, alone. Trains and writes nothing."""
-    job = prepare(as_recipe(recipe))
+    recipe = as_recipe(recipe)
+    job = plan_hosted(recipe) if is_hosted(recipe.model.name) else prepare(recipe)
     return DataCheck(job.counts(), job.findings)
 
 
