@@ -229,7 +229,9 @@ def test_prompts_that_are_cut_before_text_is_generated_are_said(command: str, pl
     assert "b.jsonl:6: " in cut["examples"][0]
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.jsonl", "rows.json", "rows.csv.gz", "rows.xlsx"])
+@pytest.mark.parametrize(
+    "name", ["rows.csv", "rows.tsv", "rows.jsonl", "rows.json", "rows.csv.gz", "rows.xlsx", "#1rows.csv"]
+)
 def test_predict_keeps_the_columns_and_adds_its_own(name: str, place: Place, tunefork: Command) -> None:
     rows = [{"id": str(i), "text": row["text"]} for i, row in enumerate(reviews(5))]
     from tunefork.data import write_rows

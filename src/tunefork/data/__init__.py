@@ -6,7 +6,7 @@ from tunefork.data.load import Files, load_splits, read_files, split_files
 from tunefork.data.read import read_rows
 from tunefork.data.rows import Finding, Item, Row, Splits
 from tunefork.data.values import label_text
-from tunefork.data.write import write_rows
+from tunefork.data.write import check_target, write_rows
 
 __all__ = [
     "Files",
@@ -16,6 +16,7 @@ __all__ = [
     "Splits",
     "apply_layout",
     "check_items",
+    "check_target",
     "detect_layout",
     "label_text",
     "load_splits",

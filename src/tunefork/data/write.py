@@ -25,11 +25,7 @@ def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     package is not installed, RunError or TrainingError when the disk refuses.
     """
     path = Path(path)
-    kind = format_of(path.name)
-    if kind is None:
-        raise DataError(f"Rows can be written as {ACCEPTED}. Received `{path}`. Try `{path.stem}.csv`.")
-    if not path.parent.is_dir():
-        raise MissingFileError(f"The folder to write into must exist. Received `{path}`. Try: mkdir -p {path.parent}")
+    kind = check_target(path)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     if kind in TEXT_FORMATS:
         data = _as_text(kind, columns, rows).encode()
@@ -38,6 +34,16 @@ def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     else:
         data = _workbook(path, columns, rows) if kind == "xlsx" else _parquet(path, columns, rows)
     write_atomic(path, data)
+
+
+def check_target(path: Path) -> str:
+    """The format that rows would be written in; raises DataError or MissingFileError where they cannot be."""
+    kind = format_of(path.name)
+    if kind is None:
+        raise DataError(f"Rows can be written as {ACCEPTED}. Received `{path}`. Try `{path.stem}.csv`.")
+    if not path.parent.is_dir():
+        raise MissingFileError(f"The folder to write into must exist. Received `{path}`. Try: mkdir -p {path.parent}")
+    return kind
 
 
 def _as_text(kind: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunefork.data import Finding, Row, apply_layout, read_rows, write_rows
+from tunefork.data import Finding, Row, apply_layout, check_target, read_rows, write_rows
 from tunefork.data.values import listed
 from tunefork.errors import DataError
 from tunefork.evaluate.harness import predict_examples
@@ -49,6 +49,7 @@ def predict(run: str | Path, file: str | Path, out: str | Path | None = None, *,
             f"Predictions must not replace the rows they are made for. Received {str(target)!r} for both. "
             "Try another --out."
         )
+    check_target(target)
     trained = load_trained(run, device)
     task, renderer = trained.task, trained.renderer
     laid_out, more = apply_layout(rows, trained.data.layout, trained.data.fields, answers=False)
@@ -68,12 +69,13 @@ def predict(run: str | Path, file: str | Path, out: str | Path | None = None, *,
         cut = [replace(finding, split="") for finding in found if finding.code == "cut-row"]
     by_row: dict[str, list[Prediction]] = {}
     for prediction in predictions:  # one row may hold several questions: file:line#1, file:line#2 …
-        by_row.setdefault(prediction.source.partition("#")[0], []).append(prediction)
+        name, _, line = prediction.source.rpartition(":")
+        by_row.setdefault(f"{name}:{line.partition('#')[0]}", []).append(prediction)
     why = {line.partition(": ")[0]: line.partition(": ")[2] for f in unusable for line in f.examples}
     names, renamed = _new_columns(rows, task.labels)
     filled = [_filled(row, by_row.get(row.source, []), names, why.get(row.source, "row not usable")) for row in rows]
     write_rows(target, filled)
-    return Predictions(target, len(rows), len(predictions), names, [*findings, *renamed, *more, *unusable, *cut])
+    return Predictions(target, len(rows), len(by_row), names, [*findings, *renamed, *more, *unusable, *cut])
 
 
 def _new_columns(rows: Sequence[Row], labels: Sequence[str]) -> tuple[list[str], list[Finding]]:
