@@ -25,7 +25,8 @@ out: runs/reviews
 
 by a flag (`--epochs 3`) or, any of them, by `--set train.epochs=3`, or in Python
 (`Recipe(task={"name": "sst2"}, train={"epochs": 3})`). Later ones win: file, flags, `--set`. An unknown key is an
-error. `auto` becomes a value before the first step, with its reason in the printed plan and in `result.json`.
+error. `auto` becomes a value before the first step, with its reason in the printed plan and in `result.json`, or null
+where nothing reads it. `--set task.prompt=` is an empty text; null is written `--set task.prompt=null`.
 `tunefork train runs/x --resume` goes on with a run by the recipe that is kept in its folder.
 
 This page is written by `python docs/make_recipe.py` from `src/tunefork/recipe/schema.py`.

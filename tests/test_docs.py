@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from tunefork.tasks import list_tasks
@@ -37,6 +38,16 @@ def test_the_readme_names_every_command() -> None:
     commands = "train evaluate compare predict chat export report methods tasks demo doctor serve keys"
     missing = [name for name in [*commands.split(), "data check", "data show"] if f"`{name}`" not in readme]
     assert missing == []
+
+
+def test_the_readme_names_every_extra() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = set(project["optional-dependencies"]) - {"test", "dev"}
+    assert [extra for extra in sorted(extras) if f"`{extra}`" not in readme] == []
+    install = re.search(r"pip install \.\s+# or '\.\[(.*)\]'", readme)
+    assert install is not None
+    assert set(install[1].split(",")) == extras
 
 
 def test_presets_are_listed_with_their_source() -> None:

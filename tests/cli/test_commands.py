@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +40,82 @@ def test_train_from_flags(place: Place, tunefork: Command) -> None:
     assert found["baselines"].keys() == {"majority", "tfidf"}
     assert found["test"]["accuracy"].keys() == FIGURE_KEYS
     assert found["recipe"]["train"]["max_steps"] == 2
-    assert "auto" not in json.dumps([found["recipe"][section] for section in ("model", "train", "evaluate")])
+    assert "auto" not in json.dumps(found["recipe"])
+    assert "auto" not in (place.folder / "out" / "recipe.yaml").read_text()
+    why = {reason["path"]: (reason["value"], reason["why"]) for reason in found["reasons"]}
+    assert why["task.form"] == ("verbalizer", "a causal model can answer in words")
+    assert why["data.layout"][0] == "columns"
+    assert (why["data.fields.text"][0], why["data.fields.label"][0]) == ("text", "label")
     out = place.folder / "out"
     assert found["path"] == str(out)
     assert json.loads((out / "result.json").read_text()).items() <= found.items()
     assert (out / "report.html").read_text().startswith("<!")
     for shown in ("Recipe, as it will run", "2 steps", "forecast", "this run", "majority"):
         assert shown in said.err
+
+
+def test_free_completion_from_train_to_prediction(place: Place, tunefork: Command) -> None:
+    """Rows that are only texts: the loss is on every token of them, also of those that are longer than the model."""
+    long = " ".join(f"The soup of visit {i} was lovely." for i in range(60))
+    rows = [{"text": long if i == 3 else row["text"]} for i, row in enumerate(reviews())]
+    found = document(tunefork(*place.train_on("texts.jsonl", rows, "--task", "generation")))
+    assert found["recipe"]["data"]["layout"] == "text"
+    assert found["test"].keys() == {"loss"}
+    counts = found["data"]["counts"]["train"]
+    assert counts["trained_tokens"] > counts["tokens"] - 2 * counts["rows"] - 20
+    assert "text-in-pieces" in {finding["code"] for finding in found["data"]["findings"]}
+    asked = place.put("begun.jsonl", [{"text": "The soup"}])
+    assert document(tunefork("predict", place.folder / "out", asked, "--json"))["predicted"] == 1
+    (row,) = [row.values for row in read_rows(place.folder / "begun.predicted.jsonl")[0]]
+    assert isinstance(row["prediction"], str)
+    kept = tunefork("train", place.folder / "out" / "recipe.yaml", "--out", "again", "--json")
+    assert document(kept)["test"] == found["test"]  # a kept recipe does the same again
+    bare = ["evaluate", "--model", place.tiny("llama"), "--task", "generation", "--test", "texts.jsonl", "--json"]
+    assert document(tunefork(*bare))["test"].keys() == {"loss"}
+
+
+def test_a_file_with_every_row_twice_is_split_and_trained_on(place: Place, tunefork: Command) -> None:
+    twice = [*reviews(), *({**row, "text": row["text"].upper()} for row in reviews())]
+    found = document(tunefork(*place.train_on("a.csv", twice)))
+    assert [f["code"] for f in found["data"]["findings"] if f["code"].startswith("leaked")] == []
+    assert "equal texts together" in found["data"]["origin"]["test"]
+
+
+def test_rows_give_no_commands_to_the_terminal(place: Place, tunefork: Command) -> None:
+    """Escape sequences, marks that turn the order of letters, and what Rich would take for emoji or markup."""
+    given = reviews(labels=[":100:", "b\x1b[2J"])
+    rows = [{**row, "text": f"{row['text']} :smile: \x1b[31m\x07\u202e"} for row in given]
+    name = "a\x1b[1m:bug:.csv"
+    said = tunefork(*place.train_on(name, [*rows, *rows[:1]], "--out", place.folder / "o\x1b[0m"))
+    assert said.code == 0, said.err
+    arguments = ["--task", "classification", "--train", place.folder / name, "--model", place.tiny("llama")]
+    everything = [said.err]
+    everything += tunefork("data", "check", *arguments)[1:]
+    everything += tunefork("data", "show", *arguments)[1:]
+    everything += tunefork("data", "check", *arguments, "--label-field", "la\x1bbel")[1:]
+    everything += tunefork("predict", place.folder / "o\x1b[0m", place.folder / name)[1:]
+    for text in everything:
+        assert not [c for c in text if c not in "\n\t" and unicodedata.category(c) == "Cc"]
+        assert "\u202e" not in text
+    assert re.search(r"Labels: .*:100: \d", said.err)
+    assert re.search(r"b\\x1b\[2J \d", said.err)
+    assert ":bug:.csv" in said.err
+    assert ":smile: \\x1b[31m" in everything[1] + said.err
+
+
+def test_the_plan_reads_at_80_columns(place: Place, tunefork: Command) -> None:
+    place.patch.setenv("COLUMNS", "80")
+    said = tunefork(*place.train("--adapter", "lora", "--dry-run"))
+    table = said.err.split("\n\n")[0].split("\n")
+    assert max(map(len, table)) <= 80
+    assert all(re.match(r"Recipe, as|[a-z]+[.a-z_]*  +\S|  {20,}\S", line) for line in table)  # two columns
+    shown = dict(line.split(maxsplit=1) for line in table[1:] if line[:1] != " ")
+    assert shown["seed"].strip() == "0 · the default"
+    assert shown["model.name"].startswith("/")
+    assert shown["data.fields.text"].strip() == "text · found by its name"
+    assert "adapter.prefix_tokens" not in shown
+    full = tunefork(*place.train("--dry-run")).err
+    assert "adapter.alpha" not in full
 
 
 def test_train_from_yaml_is_train_from_flags(place: Place, tunefork: Command) -> None:
@@ -343,6 +414,32 @@ def test_data_show(place: Place, tunefork: Command) -> None:
     said = tunefork("data", "show", *arguments, "--split", "test")
     assert "trained" in said.out
     assert "chats.jsonl:" in said.out
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_data_show_shows_characters_and_the_right_class(kind: str, place: Place, tunefork: Command) -> None:
+    """Tokens that only together make a character stand beside it; joined they are the text again."""
+    text = "Nice 😀👩‍👩‍👧‍👦 שלום é, and so on." if kind == "llama" else "nice and so on."
+    rows = [{**row, "text": f"{text} {i}"} for i, row in enumerate(reviews())]
+    arguments = ["--task", "classification", "--train", place.put("a.csv", rows), "--model", place.tiny(kind)]
+    (shown,) = document(tunefork("data", "show", *arguments, "--form", "head", "--json"))
+    assert text in "".join(piece for piece, _, role in shown["tokens"] if role == "masked")
+    name, number, role = shown["tokens"][-1]
+    assert (role, ["bad", "good"][number]) == ("right class", name)
+    said = tunefork("data", "show", *arguments, "--form", "head")
+    assert f'right class "{name}"' in said.out
+    if kind == "llama":
+        assert '"ש"' in said.out
+        assert "⋮" in said.out
+
+
+def test_demo_rows_are_a_file_to_begin_with(place: Place, tunefork: Command) -> None:
+    found = document(tunefork("demo", "--rows", "feedback.csv", "--json"))
+    rows = read_rows(place.folder / "feedback.csv")[0]
+    assert found == {"path": "feedback.csv", "rows": len(rows)}
+    assert {row.values["label"] for row in rows} == {"positive", "neutral", "negative"}
+    checked = tunefork("data", "check", "--task", "classification", "--train", "feedback.csv", "--json")
+    assert document(checked)["counts"]["test"]["rows"] > 200
 
 
 def test_export_and_what_is_exported_can_be_used(place: Place, tunefork: Command) -> None:

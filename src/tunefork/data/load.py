@@ -97,7 +97,7 @@ def split_files(
             taken = draw(_labels(rows[role], label_of), limit, seed, f"{role}_rows")
             origin[role] += f"; {limit:,} of them drawn (data.{role}_rows)"
             rows[role] = [rows[role][i] for i in taken]
-    return Splits(rows["train"], rows["dev"], rows["test"], origin), findings
+    return Splits(rows["train"], rows["dev"], rows["test"], files.layout, origin), findings
 
 
 def _refuse_shared_files(files: Mapping[Role, str]) -> None:

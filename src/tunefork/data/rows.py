@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tunefork.recipe.schema import Layout
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -36,11 +38,12 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """Rows by use. `test` is read once, at the end; `origin` says in words how each came about."""
+    """Rows by use, in one layout. `test` is read once, at the end; `origin` says in words how each came about."""
 
     train: Sequence[Row]
     dev: Sequence[Row]
     test: Sequence[Row]
+    layout: Layout
     origin: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -78,7 +78,8 @@ def evaluate(
     facts = None if is_hosted(str(model)) else inspect_model(name)
     splits, findings = load_splits(wanted.data.model_copy(update={"test": rows_at}), wanted.data.split_seed, None)
     kind = facts.kind if facts is not None else "causal"
-    task = make_task(wanted.task, wanted.data, kind, splits.train or splits.test, labels)
+    laid_out = wanted.data.model_copy(update={"layout": splits.layout})
+    task = make_task(wanted.task, laid_out, kind, splits.train or splits.test, labels)
     if facts is None:
         examples, findings = _examples(task, splits.test, findings, wanted.data)
         refuse_errors(findings)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunefork.data import Finding, Item, check_items, load_splits
+from tunefork.data import Finding, Item, check_items, read_files
 from tunefork.errors import RecipeError
 from tunefork.evaluate.baselines import check_baselines, fitting_baselines
 from tunefork.evaluate.demonstrations import SEPARATOR, choose_demonstrations, with_demonstrations
@@ -18,7 +18,7 @@ from tunefork.hosted.formats import as_bytes, check_lines, find_format, training
 from tunefork.hosted.prices import Estimate, estimate_requests, estimate_tokens, estimate_training, find_price
 from tunefork.hosted.services import HostedModel
 from tunefork.recipe import Recipe
-from tunefork.tasks import Example, Task, build_examples, make_task
+from tunefork.tasks import Example, Task, build_examples, make_task, split_rows
 from tunefork.train.prepare import refuse_errors
 
 SPLITS = ("train", "dev", "test")
@@ -102,10 +102,10 @@ def export_lines(recipe: Recipe, to: str, out: Path) -> tuple[dict[str, Path], l
 
 def _read(recipe: Recipe) -> tuple[Task, dict[str, list[Example]], list[Finding], Mapping[str, str]]:
     """The task, its examples by split, everything found in the rows, and where they come from."""
-    splits, findings = load_splits(recipe.data, recipe.data.split_seed, None)
-    task = make_task(recipe.task, recipe.data, "causal", [*splits.train, *splits.dev, *splits.test])
-    if task.labels:
-        splits, findings = load_splits(recipe.data, recipe.data.split_seed, task.label_of)
+    files = read_files(recipe.data)
+    section = recipe.data.model_copy(update={"layout": files.layout})
+    task = make_task(recipe.task, section, "causal", [row for rows in files.rows.values() for row in rows])
+    splits, findings = split_rows(task, files, section)
     examples: dict[str, list[Example]] = {}
     for name in SPLITS:
         examples[name], more = build_examples(task, getattr(splits, name), recipe.data, labelled=True)
