@@ -233,9 +233,9 @@ _BUILDERS: dict[str, Callable[[PreTrainedTokenizerFast], torch.nn.Module]] = {
 }
 
 
-def adapter_section(name: str, *, rank: int = 4, prefix_tokens: int = 4) -> dict[str, Any]:
-    """A recipe's `adapter` with what that adapter reads: a recipe that says more is refused."""
+def adapter_section(name: str, method: str = "backprop", *, rank: int = 4, prefix_tokens: int = 4) -> dict[str, Any]:
+    """A recipe's `adapter` with what is read of it: a recipe that says more is refused."""
     section: dict[str, Any] = {"name": name}
-    if name in ("lora", "qlora", "dora"):
+    if name in ("lora", "dora") or (name == "qlora" and method == "backprop"):
         section["rank"] = rank
     return section | ({"prefix_tokens": prefix_tokens} if name == "prefix" else {})

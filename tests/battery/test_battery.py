@@ -103,7 +103,7 @@ def recipe(cell: Cell, model: Path, folder: Path, out: str, **train: Any) -> Rec
         {
             "model": {"name": str(model), "device": "cpu"},
             "task": {"name": kind, "form": form or "auto"},
-            "adapter": adapter_section(cell.adapter, rank=8, prefix_tokens=16),
+            "adapter": adapter_section(cell.adapter, cell.method, rank=8, prefix_tokens=16),
             "data": {
                 "train": str(file),
                 "test_fraction": 0,

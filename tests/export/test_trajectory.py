@@ -64,7 +64,7 @@ def zo_run(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
                 "model": {"name": str(tiny(case.kind)), "dtype": case.dtype, "max_length": 64},
                 "task": {"name": "classification", "form": case.form},
                 "data": {"train": rows, "test_fraction": 0.2, "dev_fraction": 0.3},
-                "adapter": adapter_section(case.adapter),
+                "adapter": adapter_section(case.adapter, "zo"),
                 "train": {"method": "zo", "learning_rate": 1e-3, "max_steps": STEPS, "batch_size": 8, "save_every": 4},
                 "zo": {"epsilon": 1e-3, "direction": case.direction, "queries": 2},
                 "evaluate": {"baselines": [], "bootstrap": 100},
