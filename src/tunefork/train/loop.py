@@ -181,7 +181,7 @@ def train(
             saved = progress.step
         on_event(Event("stop", progress.step, {"saved": saved}))
         raise Interrupted(
-            f"{stop or 'Stopped.'} Steps up to {saved} are saved in {run.path}; --resume goes on."
+            f"{str(stop) or 'Stopped.'} Steps up to {saved} are saved in {run.path}; --resume goes on."
         ) from None
 
     stopped_early = progress.step < steps
