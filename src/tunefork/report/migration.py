@@ -34,7 +34,7 @@ def _said(c: Mapping[str, Any]) -> dict[str, str]:
         return {"outcome": "unmeasured", "verdict": f"{text} Which answers are right is not known."}
     first = c["scores"][0]
     d = first["difference"]
-    outcome = "unclear" if d["low"] <= 0 <= d["high"] else "better" if d["low"] > 0 else "worse"
+    outcome = "unclear" if not d["clear"] else "better" if d["low"] > 0 else "worse"
     told = {
         "unclear": "these rows do not tell the two apart",
         "better": "the new model is better",
