@@ -88,7 +88,7 @@ def test_rows_give_no_commands_to_the_terminal(place: Place, tunefork: Command) 
     name = "a\x1b[1m:bug:.csv"
     said = tunefork(*place.train_on(name, [*rows, *rows[:1]], "--out", place.folder / "o\x1b[0m"))
     assert said.code == 0, said.err
-    arguments = ["--task", "classification", "--train", place.folder / name, "--model", place.tiny("llama")]
+    arguments = ["--task", "classification", "--train", name, "--model", place.tiny("llama")]
     everything = [said.err]
     everything += tunefork("data", "check", *arguments)[1:]
     everything += tunefork("data", "show", *arguments)[1:]
@@ -100,6 +100,7 @@ def test_rows_give_no_commands_to_the_terminal(place: Place, tunefork: Command) 
     assert re.search(r"Labels: .*:100: \d", said.err)
     assert re.search(r"b\\x1b\[2J \d", said.err)
     assert ":bug:.csv" in said.err
+    assert ":smile: \\x1b[31m" in everything[1]
 
 
 def test_the_plan_reads_at_80_columns(place: Place, tunefork: Command) -> None:
