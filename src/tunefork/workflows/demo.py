@@ -15,7 +15,7 @@ def demo_recipe(out: str | Path) -> Recipe:
     feedback = files("tunefork") / "assets" / "feedback"
     data = {split: str(feedback / f"{split}.csv") for split in ("train", "dev", "test")}
     task = {"name": "classification", "form": "head"}  # a sequence a row; asked in words there are three, and no gain
-    return make_recipe({"model": "embedded", "task": task, "data": data, "train": {"epochs": 6}, "out": str(out)})
+    return make_recipe({"model": "embedded", "task": task, "data": data, "train": {"epochs": 3}, "out": str(out)})
 
 
 def demo_rows(path: str | Path) -> int:
