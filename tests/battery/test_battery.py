@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.stopping import StopAt
 from tests.tiny import CAUSAL, KINDS, adapter_section
 from tunefork.data import load_splits
 from tunefork.errors import Interrupted, TuneforkError
@@ -27,8 +28,7 @@ from tunefork.methods import list_methods, method_info
 from tunefork.recipe import Recipe, make_recipe
 from tunefork.run import RunFolder
 from tunefork.tasks import Prediction, build_examples
-from tunefork.train.loop import Event
-from tunefork.workflows import Listener, evaluate, finetune
+from tunefork.workflows import evaluate, finetune
 
 WORDS = ("box", "screen", "film", "report", "keys", "door", "service", "noon")
 ADAPTERS = ("none", "lora", "qlora", "dora", "prefix", "head")
@@ -128,17 +128,6 @@ def recipe(cell: Cell, model: Path, folder: Path, out: str, **train: Any) -> Rec
             "out": str(folder / out),
         }
     )
-
-
-class StopAt(Listener):
-    """Interrupts a run right after a step, as a signal would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def event(self, event: Event) -> None:
-        if event.kind == "step" and event.step == self.step:
-            raise KeyboardInterrupt
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

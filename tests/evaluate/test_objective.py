@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.evaluate import scenes
+from tests.stopping import StopAt
 from tunefork.errors import Interrupted, RecipeError
 from tunefork.evaluate.harness import predict_examples
 from tunefork.evaluate.objective import make_objective
 from tunefork.recipe import Recipe, TaskSection, make_recipe
 from tunefork.run import RunFolder
-from tunefork.train.loop import Event
 from tunefork.train.prepare import prepare
-from tunefork.workflows import Listener, finetune
+from tunefork.workflows import finetune
 from tunefork.zo import Reader
 
 WORDS = ("box", "screen", "film", "report")
@@ -46,15 +46,6 @@ def recipe(model: Path, folder: Path, task: str | Mapping[str, Any], objective: 
     }
     return make_recipe({key: {**value, **more.get(key, {})} if isinstance(value, dict) else more.get(key, value)
                         for key, value in {**tree, **BASE}.items()})  # fmt: skip
-
-
-class StopAt(Listener):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def event(self, event: Event) -> None:
-        if event.kind == "step" and event.step == self.step:
-            raise KeyboardInterrupt
 
 
 def outcome(run: Path) -> tuple[dict[str, torch.Tensor], bytes]:

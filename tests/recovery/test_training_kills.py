@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.stopping import StopAt
 from tunefork.errors import Interrupted
 from tunefork.export.exporting import export
 from tunefork.recipe import make_recipe
 from tunefork.run import RunFolder
-from tunefork.train.loop import Event
-from tunefork.workflows import Listener, finetune, replay
+from tunefork.workflows import finetune, replay
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,17 +55,6 @@ def figures(folder: Path) -> dict[str, Any]:
         del notes["seconds"]
     predictions = {path.name: path.read_text() for path in (folder / "predictions").iterdir()}
     return {"result": found, "model": (folder / "model" / "tunefork.json").read_text(), "predictions": predictions}
-
-
-class StopAt(Listener):
-    """Ctrl-C at a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def event(self, event: Event) -> None:
-        if event.kind == "step" and event.step == self.step:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("method", METHODS)

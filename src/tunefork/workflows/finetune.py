@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tunefork.errors import Interrupted, MissingExtraError, RunError, TrainingError, TuneforkError
+from tunefork.evaluate.baselines import BaselineResult
 from tunefork.evaluate.harness import Asking, look_metrics, predict_examples
 from tunefork.evaluate.objective import make_objective
 from tunefork.evaluate.start import start_head_from_probe
@@ -28,7 +29,7 @@ from tunefork.models.base import has_trained_head
 from tunefork.recipe import Reason, Recipe, all_paths, dump_recipe, load_recipe, make_recipe
 from tunefork.report import render_report
 from tunefork.run import RunFolder
-from tunefork.tasks import Hits, row_losses
+from tunefork.tasks import Example, Hits, Prediction, row_losses
 from tunefork.train.checkpoint import Loaded, environment, load_newest
 from tunefork.train.forecast import Forecast, forecast
 from tunefork.train.interrupt import Interrupt
@@ -260,6 +261,18 @@ def _run(run: RunFolder, plan: Plan, resumed: Loaded | None, listener: Listener,
         "baseline_notes": {name: {"seconds": b.seconds, "notes": list(b.notes)} for name, b in baselines.items()},
         "test": measure(job.task, predictions, recipe.evaluate, recipe.seed),
     }
+    return keep_result(run, result, predictions, test, baselines, listener)
+
+
+def keep_result(
+    run: RunFolder,
+    result: Mapping[str, Any],
+    predictions: Sequence[Prediction],
+    test: Sequence[Example],
+    baselines: Mapping[str, BaselineResult],
+    listener: Listener,
+) -> RunResult:
+    """Writes what a run ends with: every prediction on the rows of `test`, result.json, the report."""
     write_predictions(run, "test", predictions, [shown_text(e) for e in test])
     for name, baseline in baselines.items():
         write_predictions(run, f"test-{name}", baseline.predictions)

@@ -13,7 +13,6 @@ from typing import Any
 
 from tunefork.errors import HostedError, Interrupted, RecipeError, RunError
 from tunefork.evaluate.baselines import BaselineResult, run_plain_baselines
-from tunefork.evaluate.stored import shown_text, write_predictions
 from tunefork.evaluate.summary import measure
 from tunefork.files import make_folder, write_atomic, write_json
 from tunefork.hosted import jobs
@@ -31,7 +30,7 @@ from tunefork.tasks import Prediction
 from tunefork.train.interrupt import Interrupt
 from tunefork.train.loop import Event
 from tunefork.train.prepare import refuse_errors
-from tunefork.workflows.finetune import Listener, RunResult, finish_report, free_folder, refuse_changes
+from tunefork.workflows.finetune import Listener, RunResult, finish_report, free_folder, keep_result, refuse_changes
 from tunefork.workflows.hosted_plan import ASKED, SPLITS, HostedPlan, plan_hosted, questions_of
 
 STATE = "hosted.json"
@@ -117,13 +116,7 @@ def _run(run: RunFolder, plan: HostedPlan, client: Client, listener: Listener, i
     result["hosted"]["spent_on_test_rows"] = spent
     if plan.task.metric not in result["test"]:  # a service tells no loss
         result["metric"] = next(iter(result["test"]), plan.task.metric)
-    write_predictions(run, "test", predictions, [shown_text(e) for e in test])
-    for name, baseline in baselines.items():
-        write_predictions(run, f"test-{name}", baseline.predictions)
-    run.write_result(result)
-    listener.stage("writing the report")
-    finish_report(run)
-    return RunResult(run.path, run.read_result())
+    return keep_result(run, result, predictions, test, baselines, listener)
 
 
 def _train(
@@ -239,7 +232,8 @@ def _about(
     kind = plan.recipe.model.model_copy(update={"kind": "causal"})
     recipe = plan.recipe.model_copy(update={"train": train, "model": kind})
     trained, price = job.get("trained_tokens"), find_price(plan.model, plan.recipe.hosted.prices)
-    paid = price is not None and price.train is not None and trained is not None
+    rate = None if price is None else price.train
+    cost = None if rate is None or trained is None else trained * rate / 1e6
     steps = int(max((line.get("step", 0) for line in table), default=0))
     unknown = {"kind": "causal", "parameters": None, "fingerprint": ""}
     return {
@@ -266,7 +260,7 @@ def _about(
             "job": job["id"],
             "hyperparameters": chosen,
             "trained_tokens": trained,
-            "training_cost": trained * price.train / 1e6 if paid else None,  # type: ignore[operator,union-attr]
+            "training_cost": cost,
             "prices": None if price is None else {"date": price.date, "source": price.source},
         },
     }

@@ -102,8 +102,10 @@ class Engine:
             if self._closing:
                 raise _overloaded()
             found = self._voices.get(served.folder or served.base)
-            made = None if found else self._pool.submit(self._voice, served)
-        return found or await asyncio.wrap_future(made)  # type: ignore[arg-type]
+            if found:
+                return found
+            made = self._pool.submit(self._voice, served)
+        return await asyncio.wrap_future(made)
 
     def _voice(self, served: Served) -> Voice:
         """On the thread that computes: while transformers builds a model, it changes the default dtype of all."""

@@ -177,6 +177,7 @@ class TextAsked(Asked):
     def prompts(self) -> list[str | list[int]]:
         """One or several, as text or as ids."""
         given = self.prompt or ""
-        if isinstance(given, str) or isinstance(given[0], int):
-            return [given]  # type: ignore[list-item]  # pyright: ignore[reportReturnType]
-        return list(given)  # type: ignore[arg-type]  # pyright: ignore[reportReturnType]
+        if isinstance(given, str):
+            return [given]
+        ids = [one for one in given if isinstance(one, int)]
+        return [ids] if ids else [one for one in given if not isinstance(one, int)]

@@ -153,7 +153,8 @@ def _check_message(message: Any, where: str) -> None:
             raise _WrongLineError(f"{where} content must be text, or a list of text parts")
     elif not isinstance(content, str) and not (content is None and calls and role == "assistant"):
         raise _WrongLineError(f"{where} content must be text")
-    empty = not "".join(text).strip() if parts else not (content or "").strip()  # type: ignore[union-attr]
+    written = content if isinstance(content, str) else "".join(str(t) for t in text)
+    empty = not written.strip()
     if empty and not calls and (role == "user" or (role == "assistant" and weight != 0)):
         raise _WrongLineError(f"{where} content must not be empty")
 
