@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # pytest-xdist workers; each test process computes with one thread
 WORKERS ?= 2
 
-.PHONY: demo test test-all conformance clients specification lint types budget readme clean
+.PHONY: demo test test-all test-gpu conformance clients specification lint types budget readme clean
 
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,9 @@ test: $(VENV)/.dev  ## under 12 minutes on two cores
 
 test-all: $(VENV)/.dev  ## everything, the long ones too
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-gpu: $(VENV)/.dev  ## on a CUDA device: the engine's bits, and the battery's runs
+	TUNEFORK_TEST_GPU=1 $(BIN)/python -m pytest -n $(WORKERS) -m 'not slow' tests/gpu tests/battery
 
 conformance: $(VENV)/.dev  ## openai-python's own tests against the server; skipped where their source cannot be had
 	$(BIN)/python -m tests.server.conformance

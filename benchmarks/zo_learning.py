@@ -1,12 +1,13 @@
 """What zeroth-order training learns for a budget of row-forwards: `default` against MeZO as published.
 
-    python benchmarks/zo_learning.py DATA [--beds trec_minilm ...] [--budget 320000] [--seeds 3] [--json]
+    python benchmarks/zo_learning.py DATA [--beds trec_minilm ...] [--budget 320000] [--seeds 3] [--jobs 2] [--json]
 
 DATA is a folder of data sets in JSON lines (trec/train.jsonl …). A row-forward is one row through the model once; the
 calibration's are counted. Per testbed and method: learning rates are tried on one seed with a tenth of the budget, and
-the one with the lowest dev loss is run with every seed. MeZO, at a constant rate as published, is read at a tenth, a
-quarter, a half and all of the budget. `default` takes the product's schedule, so each budget is a run of its own: a
-tenth, a third and all. Back-propagation (LoRA, AdamW) gets the seconds that `default` took. MeZO is
+the one with the lowest dev loss is run with every seed; where one of those ends worse than it was at a tenth, or not at
+all, the next lower rate in turn. MeZO, at a constant rate as published, is read at a tenth, a quarter, a half and all
+of the budget. `default` takes the product's schedule, so each budget is a run of its own: a tenth, a third and all.
+Back-propagation (LoRA, AdamW) gets the seconds that `default` took beside as many other processes. MeZO is
 `benchmarks/mezo.py`, which shares no code with the package. At the end: how little of MeZO's budget brought `default`
 to MeZO's final loss and accuracy (means over the seeds), and how many half-decades of learning rates come within a
 point of each method's best. The testbeds were fixed before methods were compared:
@@ -20,17 +21,23 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import math
+import multiprocessing
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from mezo import MeZO
 from real_data import minilm
@@ -77,7 +84,7 @@ class Bed:
         sampler = Sampler(len(rows), size, seed)
         step = 0
         while True:
-            yield self.job.renderer.batch([rows[i] for i in sampler.step(step)], learn=True)
+            yield self.job.renderer.batch([rows[i] for i in sampler.step(step)], learn=True).to(self.job.device)
             step += 1
 
     @torch.no_grad()
@@ -87,7 +94,7 @@ class Bed:
         right, loss = 0.0, 0.0
         model.eval()
         for start in range(0, len(rows), 64):
-            batch = self.job.renderer.batch(rows[start : start + 64], learn=True)
+            batch = self.job.renderer.batch(rows[start : start + 64], learn=True).to(self.job.device)
             assert batch.gold is not None
             scores = row_scores(model, batch)
             right += float((scores.argmax(1) == batch.gold).sum())
@@ -111,13 +118,13 @@ def load(job: Job) -> torch.nn.Module:
     )
 
 
-def with_probe(data: Path, task: str, rows: int) -> Bed:
+def with_probe(data: Path, task: str, rows: int, device: str) -> Bed:
     files = {
         "train": str(data / task / "train.jsonl"),
         "dev": str(data / task / ("dev" if task == "sst2" else "test")) + ".jsonl",
     }
     recipe = {
-        "model": minilm(),
+        "model": {"name": minilm(), "device": device},
         "task": task,
         "adapter": "none",
         "train": {"method": "zo"},
@@ -133,8 +140,8 @@ def with_probe(data: Path, task: str, rows: int) -> Bed:
     return Bed(f"{task}_minilm", job, model)
 
 
-def prompted(data: Path, folder: Path) -> Bed:
-    """The embedded model after other tasks' prompts. Every row of theirs is text: prompt and answer."""
+def tune_on_prompts(data: Path, folder: Path) -> None:
+    """Puts into `folder` the embedded model after other tasks' prompts. Every row is text: prompt and answer."""
     rows: list[dict[str, str]] = []
     for task, size in (("ag_news", 3000), ("sst2", 3000), ("rte", 2000)):
         split = {
@@ -150,9 +157,10 @@ def prompted(data: Path, folder: Path) -> Bed:
             for e in job.examples["train"]
             if e.gold is not None
         ]
+    folder.mkdir(parents=True, exist_ok=True)
     order = np.random.default_rng(0).permutation(len(rows))
     (folder / "prompts.jsonl").write_text("".join(json.dumps(rows[i]) + "\n" for i in order))
-    tuned = finetune(
+    finetune(
         {
             "model": {"name": "embedded", "max_length": 128},
             "task": "generation",
@@ -170,6 +178,10 @@ def prompted(data: Path, folder: Path) -> Bed:
             "out": str(folder / "tuned"),
         }
     )
+
+
+def prompted(data: Path, folder: Path, device: str) -> Bed:
+    """What `tune_on_prompts` made, asked TREC's."""
     files = {
         "train": str(data / "trec" / "train.jsonl"),
         "dev": str(data / "trec" / "test.jsonl"),
@@ -177,9 +189,17 @@ def prompted(data: Path, folder: Path) -> Bed:
         "max_leaked": 1.0,
         "labels": WORDS,
     }
-    recipe = {"model": str(tuned.path / "model"), "task": "trec", "adapter": "none", "train": {"method": "zo"}}
+    model = {"name": str(folder / "tuned" / "model"), "device": device}
+    recipe = {"model": model, "task": "trec", "adapter": "none", "train": {"method": "zo"}}
     job = prepare(make_recipe(recipe | {"data": files, "evaluate": {"baselines": []}}))
     return Bed("trec_prompted", job, load(job))
+
+
+@lru_cache(maxsize=1)
+def bed_of(name: str, data: Path, folder: Path, device: str) -> Bed:
+    if name == "trec_prompted":
+        return prompted(data, folder, device)
+    return with_probe(data, name.partition("_")[0], 2000, device)
 
 
 def mean_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -196,6 +216,8 @@ def mezo(bed: Bed, model: torch.nn.Module, lr: float, seed: int) -> tuple[Step, 
 
     def step(batch: Batch, progress: float) -> int:
         optimizer.step(lambda: mean_loss(model, batch))
+        if not math.isfinite(optimizer.projected_gradient):
+            raise FloatingPointError
         return 2 * batch.rows
 
     return step, {}
@@ -274,28 +296,66 @@ def run(bed: Bed, method: str, lr: float, seed: int, budget: int, seconds: float
     }
 
 
-def compare(bed: Bed, methods: list[str], budget: int, seeds: int, say: Callable[[str], None]) -> dict[str, Any]:
+class Work(NamedTuple):
+    """One run, for a process that makes the testbed itself."""
+
+    place: tuple[str, Path, Path, str]  # of `bed_of`
+    method: str
+    lr: float
+    seed: int
+    budget: int
+    seconds: float = math.inf
+
+    def __call__(self) -> dict[str, Any]:
+        torch.set_num_threads(1)
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        return run(bed_of(*self.place), self.method, self.lr, self.seed, self.budget, self.seconds)
+
+
+def call(work: Work) -> dict[str, Any]:
+    return work()
+
+
+def compare(
+    place: tuple[str, Path, Path, str],
+    methods: list[str],
+    budget: int,
+    seeds: int,
+    pool: Executor,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """The grids of all methods, then the runs of all; LoRA's come last, since its seconds are those of `default`."""
+    bed = bed_of(*place)
     found: dict[str, Any] = {"start": bed.look(copy.deepcopy(bed.model)), "grid": {}, "runs": {}}
     say(f"{bed.name}: start {found['start']}")
     seconds = math.inf
-    for method in methods:
-        equal = method == "lora"
-        grid = []
-        for lr in GRIDS[method]:
-            grid.append(run(bed, method, lr, 0, budget // 10, seconds / 10 if equal else math.inf))
-            say(f"  grid {method} {lr:.2g}: loss {grid[-1]['loss']:.4f} accuracy {grid[-1]['accuracy']:.3f}")
-        found["grid"][method] = grid
-        best = min(grid, key=lambda r: r["loss"] if math.isfinite(r["loss"]) else math.inf)
-        runs = []
-        for share in BUDGETS.get(method, (1.0,)):
-            for seed in range(seeds):
-                limit = seconds if equal else math.inf
-                runs.append({"share": share, **run(bed, method, best["lr"], seed, int(budget * share), limit)})
-                shown = " ".join(f"{k['forwards']}:{k['loss']:.4f}/{k['accuracy']:.3f}" for k in runs[-1]["looks"])
-                say(f"  {method} lr {best['lr']:.2g} seed {seed}: {shown} ({runs[-1]['seconds']:.0f} s)")
-        found["runs"][method] = runs
-        if method == "default":
-            seconds = float(np.mean([r["seconds"] for r in runs if r["share"] == 1.0]))
+    for together in ([m for m in methods if m != "lora"], [m for m in methods if m == "lora"]):
+        grids = [Work(place, m, lr, 0, budget // 10, seconds / 10) for m in together for lr in GRIDS[m]]
+        for work, done in zip(grids, pool.map(call, grids), strict=True):
+            found["grid"].setdefault(work.method, []).append(done)
+            say(f"  grid {work.method} {work.lr:.2g}: loss {done['loss']:.4f} accuracy {done['accuracy']:.3f}")
+        waiting = {m: sorted(found["grid"][m], key=lambda r: r["loss"]) for m in together}
+        while waiting:
+            works = []
+            for method, (best, *_) in waiting.items():
+                for share, seed in itertools.product(BUDGETS.get(method, (1.0,)), range(seeds)):
+                    works.append((share, Work(place, method, best["lr"], seed, int(budget * share), seconds)))
+            works.sort(key=lambda work: -work[0])
+            runs: dict[str, list[dict[str, Any]]] = {}
+            for (share, work), done in zip(works, pool.map(call, [work for _, work in works]), strict=True):
+                runs.setdefault(work.method, []).append({"share": share, **done})
+                shown = " ".join(f"{k['forwards']}:{k['loss']:.4f}/{k['accuracy']:.3f}" for k in done["looks"])
+                say(f"  {work.method} lr {work.lr:.2g} seed {work.seed}: {shown} ({done['seconds']:.0f} s)")
+            for method, some in runs.items():
+                held = all(math.isfinite(r["loss"]) and r["loss"] <= r["looks"][0]["loss"] for r in some)
+                lower = [r for r in waiting.pop(method) if r["lr"] < some[0]["lr"]]
+                if held or not lower:
+                    found["runs"][method] = some
+                else:
+                    waiting[method] = lower
+        if "default" in together:
+            seconds = float(np.mean([r["seconds"] for r in found["runs"]["default"] if r["share"] == 1.0]))
     found["summary"] = summary(found)
     say(f"  {found['summary']}")
     return found
@@ -330,23 +390,27 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=["mezo", "default", "lora"])
     parser.add_argument("--budget", type=int, default=320_000, help="row-forwards")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, each a process of one thread")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--folder", type=Path, help="keeps the model tuned on prompts, for the next time")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    torch.set_num_threads(1)
 
     def say(text: str) -> None:
-        if not options.json:
-            print(text, flush=True)
+        print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
 
     found = {}
-    with tempfile.TemporaryDirectory() as scratch:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool,
+    ):
+        folder = options.folder or Path(scratch)
+        if "trec_prompted" in options.beds and not (folder / "tuned" / "model").exists():
+            tune_on_prompts(options.data, folder)
         for name in options.beds:
-            task = name.partition("_")[0]
-            bed = (
-                prompted(options.data, Path(scratch))
-                if name == "trec_prompted"
-                else with_probe(options.data, task, 2000)
-            )
-            found[name] = compare(bed, options.methods, options.budget, options.seeds, say)
+            place = (name, options.data, folder, options.device)
+            found[name] = compare(place, options.methods, options.budget, options.seeds, pool, say)
     if options.json:
         print(json.dumps(found, indent=1))
 

@@ -1,12 +1,15 @@
 """What a zeroth-order step costs beside the two forward passes that it must make, and beside MeZO's published step.
 
-    python benchmarks/zo_step.py [--cells WORD ...] [--repeats 5] [--json]
+    python benchmarks/zo_step.py [--cells WORD ...] [--repeats 5] [--device cuda] [--json]
 
 Random Llamas, saved to disk and loaded: A (hidden 768, 12 layers, ffn 2048) and B (hidden 2048, 8 layers, ffn 5632),
 both with 32,000 words. The loss is that of the last position, from logits at that position only, for all three. Every
 repeat times the three one after the other; the figures are medians. Low-rank steps are timed once every base of the
 pool is in use. `bound` is MeZO over two passes: no step of two passes can gain more on it; `share` is how much of
 that is had.
+
+On a GPU the cells are others: C is a Llama of TinyLlama's shape (1.1B parameters), `default` is the preset's step, 2
+rows in 15 directions, beside two passes of 16 rows, and `added` is what a step takes in memory beyond the passes.
 """
 
 from __future__ import annotations
@@ -35,6 +38,13 @@ VOCAB = 32_000
 SHAPES: dict[str, dict[str, Any]] = {
     "A": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 2048},
     "B": {"hidden_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 16, "intermediate_size": 5632},
+    "C": {
+        "hidden_size": 2048,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "intermediate_size": 5632,
+    },
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LOW_RANK = {"direction": "low_rank", "queries": 1, "rows": "shared"}
@@ -52,7 +62,8 @@ class Cell(NamedTuple):
     length: int
     kind: str
     options: dict[str, Any]
-    limit: float | None
+    limit: float | None = None
+    step_rows: int | None = None  # None: as many as a pass has
 
     @property
     def name(self) -> str:
@@ -75,24 +86,45 @@ CELLS = [
     Cell("B", "bf16", 8, 64, "low-rank", LOW_RANK, 1.05),
 ]
 
+GPU_CELLS = [
+    Cell("A", "fp32", 8, 64, "low-rank", LOW_RANK),
+    Cell("A", "bf16", 8, 64, "low-rank", LOW_RANK),
+    Cell("A", "bf16", 1, 32, "low-rank", LOW_RANK),
+    Cell("B", "bf16", 8, 64, "low-rank", LOW_RANK),
+    Cell("C", "bf16", 16, 128, "low-rank", LOW_RANK),
+    Cell("C", "bf16", 16, 512, "low-rank", LOW_RANK),
+    Cell("C", "bf16", 16, 512, "low-rank, 8 queries split", SPLIT),
+    Cell("C", "bf16", 16, 128, "default", {}, step_rows=2),
+    Cell("C", "bf16", 16, 512, "default", {}, step_rows=2),
+    Cell("C", "bf16", 16, 512, "dense", DENSE),
+]
+
+
+def llama(name: str) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(**SHAPES[name], vocab_size=VOCAB, max_position_embeddings=512, tie_word_embeddings=False)
+    )
+
 
 def saved_model(name: str, folder: Path) -> Path:
     """The folder of a random Llama, made on first use."""
     path = folder / name
     if not path.exists():
-        torch.manual_seed(0)
-        config = LlamaConfig(**SHAPES[name], vocab_size=VOCAB, max_position_embeddings=512, tie_word_embeddings=False)
-        LlamaForCausalLM(config).save_pretrained(path)
+        llama(name).save_pretrained(path)
     return path
 
 
-def loaded(name: str, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
+def loaded(name: str, folder: Path, dtype: torch.dtype, device: str = "cpu") -> torch.nn.Module:
+    if device != "cpu":
+        with torch.device(device):
+            return llama(name).to(dtype).eval()
     return LlamaForCausalLM.from_pretrained(saved_model(name, folder), dtype=dtype).eval()
 
 
-def batch_of(rows: int, length: int) -> dict[str, torch.Tensor]:
+def batch_of(rows: int, length: int, device: str = "cpu") -> dict[str, torch.Tensor]:
     ids = torch.randint(3, VOCAB, (rows, length + 1), generator=torch.Generator().manual_seed(1))
-    return {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, -1].contiguous()}
+    return {"input_ids": ids[:, :-1].contiguous().to(device), "labels": ids[:, -1].contiguous().to(device)}
 
 
 def row_losses(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -105,14 +137,18 @@ def seconds(work: Callable[[], object], times: int) -> float:
     start = time.perf_counter()
     for _ in range(times):
         work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return (time.perf_counter() - start) / times
 
 
-def measured(cell: Cell, folder: Path, repeats: int) -> dict[str, Any]:
+def measured(cell: Cell, folder: Path, repeats: int, device: str) -> dict[str, Any]:
     """Medians of one cell, in milliseconds, and their ratios."""
-    dtype, batch = DTYPES[cell.dtype], batch_of(cell.rows, cell.length)
-    plain, ours, theirs = (loaded(cell.model, folder, dtype) for _ in range(3))
+    dtype, batch = DTYPES[cell.dtype], batch_of(cell.rows, cell.length, device)
+    few = batch_of(cell.step_rows or cell.rows, cell.length, device)
+    plain, ours, theirs = (loaded(cell.model, folder, dtype, device) for _ in range(3))
     mezo = MeZO(theirs, lr=1e-7, epsilon=1e-3)
+    start = torch.cuda.memory_allocated() if device == "cuda" else 0
     opt = ZO(ours, lr=1e-6, epsilon=1e-3, **cell.options)
 
     def two_passes() -> None:
@@ -124,7 +160,7 @@ def measured(cell: Cell, folder: Path, repeats: int) -> dict[str, Any]:
         if "closure" in cell.kind:
             opt.step(lambda: row_losses(ours, batch).mean())
         else:
-            opt.step_batch(row_losses, batch)
+            opt.step_batch(row_losses, few)
 
     def published() -> None:
         mezo.step(lambda: row_losses(theirs, batch).mean())
@@ -132,6 +168,14 @@ def measured(cell: Cell, folder: Path, repeats: int) -> dict[str, Any]:
     for _ in range(WARM_UP):
         step()
     two_passes()
+    added = None
+    if device == "cuda":
+        held, peaks = torch.cuda.memory_allocated(), []
+        for work in (two_passes, step):
+            torch.cuda.reset_peak_memory_stats()
+            work()
+            peaks.append(torch.cuda.max_memory_allocated() - held)
+        added = round((held - start + peaks[1] - peaks[0]) / 2**20, 1)
     published()
     times = 1 if cell.rows * cell.length >= 256 else 4
     found: dict[str, list[float]] = {"two_passes": [], "step": [], "mezo": []}
@@ -151,13 +195,14 @@ def measured(cell: Cell, folder: Path, repeats: int) -> dict[str, Any]:
         "bound": round(mezo_s / passes, 2),
         "share": round(passes / ours_s, 3),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "added_mib": added,
     }
 
 
-def table(cells: list[Cell], repeats: int) -> Iterator[dict[str, Any]]:
+def table(cells: list[Cell], repeats: int, device: str) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         for cell in cells:
-            yield measured(cell, Path(folder), repeats)
+            yield measured(cell, Path(folder), repeats, device)
 
 
 def main() -> None:
@@ -165,6 +210,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="*", default=[], help="words that a cell's name must hold, e.g. A fp32 1x8")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--json", action="store_true", help="machine-readable results alone on stdout")
     options = parser.parse_args()
     logging.set_verbosity_error()
@@ -173,13 +219,15 @@ def main() -> None:
     screen = sys.stderr if options.json else sys.stdout
     print(f"{'cell':40} {'2 passes':>9} {'step':>9} {'MeZO':>9}   step/passes  MeZO/step  of at most", file=screen)
     found = []
-    for row in table([c for c in CELLS if all(word in c.name.split() for word in options.cells)], options.repeats):
+    cells = GPU_CELLS if options.device == "cuda" else CELLS
+    chosen = [c for c in cells if all(word in c.name.split() for word in options.cells)]
+    for row in table(chosen, options.repeats, options.device):
         found.append(row)
         limit = "" if row["limit"] is None else f"<= {row['limit']}"
         print(
             f"{row['cell']:40} {row['two_passes_ms']:9.1f} {row['step_ms']:9.1f} {row['mezo_ms']:9.1f}   "
             f"{row['step_over_passes']:5.3f} {limit:7} {row['mezo_over_step']:8.2f} {row['bound']:9.2f}   "
-            f"{row['mode']}",
+            f"{row['mode']}" + ("" if row["added_mib"] is None else f"; {row['added_mib']} MiB added"),
             file=screen,
             flush=True,
         )

@@ -1,4 +1,7 @@
-"""What every test shares: one thread, no network, tiny models built once a session, real data where it lies beside."""
+"""What every test shares: one thread, no network, tiny models built once a session, real data where it lies beside.
+
+Tests run on the CPU, whose numbers are the same everywhere; with TUNEFORK_TEST_GPU=1 on a GPU (`make test-gpu`).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: it reads this once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if os.environ.get("TUNEFORK_TEST_GPU") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -19,6 +19,7 @@ from tests.zo.conftest import (
     tiny_net,
 )
 from tunefork.zo import ZO, TensorRows
+from tunefork.zo.directions import low_rank
 
 KINDS = ("llama", "gpt2", "opt", "bert")
 EPSILON = 1e-2
@@ -113,6 +114,24 @@ def test_split_queries_probe_their_own_rows(kind: str, stack: int | None) -> Non
     assert opt.last.gradients.tolist() == pytest.approx(expected, rel=2e-3, abs=2e-4)
     opt.step_batch(row_losses, batch)
     assert opt.last.forwards == 2 * 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{"estimator": "one_sided", "rows": "shared"}, {"estimator": "two_sided"}])
+def test_all_groups_at_once_see_what_group_after_group_sees(
+    kind: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU."""
+    found = []
+    for one_by_one in (("cpu",), ()):
+        monkeypatch.setattr(low_rank, "GROUP_BY_GROUP", one_by_one)
+        opt = ZO(tiny_net(kind), queries=3, epsilon=EPSILON, lr=1e-2, **options)
+        for step in range(3):
+            opt.step_batch(row_losses, batch_of(rows=5, seed=step))
+        assert opt.last is not None and opt.mode == "both sides in one pass"
+        found.append((opt.last.loss, opt.last.gradients.tolist()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert found[0][1] == pytest.approx(found[1][1], rel=5e-3, abs=1e-3)
 
 
 @pytest.mark.parametrize("stack", [None, 1, 2])

@@ -218,17 +218,19 @@ def test_signs_of_many_matrices(numba: bool, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(kernels, "have_numba", lambda: numba)
     keys, sizes, rank = [7, 2**64 - 1, 9], [33, 8, 130], 4
     signs = Signs(keys, rank, sizes)
-    drawn = signs.draw_(5, 6, torch.empty((rank, sum(sizes)), dtype=torch.int8))
-    expected = [draw(Stream(key, 5, 6), (rank, size)) for key, size in zip(keys, sizes, strict=True)]
-    assert torch.equal(drawn.float(), torch.cat(expected, 1))
+    monkeypatch.setattr(reference, "_SIGNS", 1024)
+    drawn = signs.draw_(5, torch.empty((3, rank, sum(sizes)), dtype=torch.int8))
+    for query, found in enumerate(drawn):
+        expected = [draw(Stream(key, 5, query), (rank, size)) for key, size in zip(keys, sizes, strict=True)]
+        assert torch.equal(found.float(), torch.cat(expected, 1))
 
     factors = random_values((2 * rank, sum(sizes)), torch.float32, 7)
     one = factors.clone()
     signs.accumulate_many_(factors, TERMS)
     for step, query, coefficient, decay, block in TERMS.tolist():
         one *= decay
-        drawn = signs.draw_(step, query, drawn)
-        one[block * rank : (block + 1) * rank] += drawn * torch.tensor(coefficient)
+        drawn = signs.draw_(step, torch.empty((query + 1, rank, sum(sizes)), dtype=torch.int8))
+        one[block * rank : (block + 1) * rank] += drawn[query] * torch.tensor(coefficient)
     assert torch.equal(bits(factors), bits(one))
 
 
@@ -238,7 +240,7 @@ def test_signs_on_threads(fast: ModuleType, threads: Callable[[int], None], monk
     found = []
     for number in (1, 2, 4):
         threads(number)
-        drawn = signs.draw_(1, 2, torch.empty((4, 215), dtype=torch.int8))
+        drawn = signs.draw_(1, torch.empty((2, 4, 215), dtype=torch.int8))
         found.append((drawn, signs.accumulate_many_(torch.zeros(8, 215), TERMS)))
     for drawn, factors in found[1:]:
         assert torch.equal(drawn, found[0][0])
@@ -253,7 +255,7 @@ def test_tensors_without_memory_are_left_alone() -> None:
         assert perturbed(weight, Stream(1), 1.0, out=torch.empty_like(weight)).dtype == torch.bfloat16
         assert accumulate_many_(weight.t(), 1, TERMS, remainder=low.t()).shape == (4, 3)
         signs = Signs([1], 3, [4])
-        assert signs.draw_(0, 0, torch.empty((3, 4), dtype=torch.int8)).shape == (3, 4)
+        assert signs.draw_(0, torch.empty((2, 3, 4), dtype=torch.int8)).shape == (2, 3, 4)
         assert signs.accumulate_many_(torch.zeros(6, 4), TERMS).shape == (6, 4)
 
 
@@ -304,7 +306,7 @@ REFUSED = [
         "must have the tensor's shape",
     ),
     (lambda: accumulate_many_(torch.zeros(2), 1, np.zeros(2)), "`noise.TERM`"),
-    (lambda: Signs([1], 4, [8]).draw_(0, 0, torch.zeros(4, 8)), "contiguous int8"),
+    (lambda: Signs([1], 4, [8]).draw_(0, torch.zeros(1, 4, 8)), "contiguous int8"),
     (lambda: Signs([1], 4, [8]).accumulate_many_(torch.zeros(6, 8), TERMS), "a multiple of 4 rows"),
     (lambda: Signs([1], 4, [8]).accumulate_many_(torch.zeros(4, 8), TERMS), "block must be below 1"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -46,6 +47,12 @@ class Pass:
     scale: float | torch.Tensor
     mapped: bool = False
     _columns: dict[Any, torch.Tensor] = field(default_factory=dict)
+
+    def parts(self, device: torch.device) -> torch.Tensor:
+        """int64 [parts]: the query of each of the equal parts that the entries divide into, as few as can be."""
+        size = math.gcd(*(group.stop - group.start for group in self.groups))
+        queries = [group.query for group in self.groups for _ in range((group.stop - group.start) // size)]
+        return torch.tensor(queries, device=device)
 
     def scaled(self, places: int, factor: float, like: torch.Tensor, name: str) -> Any:
         """`scale` times `factor`; where it differs by entry, as [places, 1] for a leading dimension of `places`.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from tunefork.zo.directions.base import Pass, Term
 from tunefork.zo.kernels import Signs, accumulate_many_, draw, draw_many
 from tunefork.zo.noise import Stream, make_counters, make_terms, stream_key
 from tunefork.zo.sites import Site, Uses, is_conv1d
+
+GROUP_BY_GROUP = ("cpu",)
+"""Devices on which groups are perturbed one after the other; elsewhere a launch costs more than a product."""
 
 
 class Matrix:
@@ -54,6 +57,14 @@ class Matrix:
         return self.factor.T.clone() if self.basis is None else self.factor.T @ self.basis.float()
 
 
+class _Parts(NamedTuple):
+    """int64 [parts]: queries and bases of the equal parts of a pass, and 0, 1, 2 ..."""
+
+    queries: torch.Tensor
+    bases: torch.Tensor
+    places: torch.Tensor
+
+
 class LowRank:
     """The low-rank directions of all matrices of one device.
 
@@ -70,6 +81,7 @@ class LowRank:
         self.device = sites[0].parameter.device
         self.learned = False
         self.passing: Pass | None = None
+        self.parts: _Parts | None = None
         self.handles: list[Any] = []
         wide = [s for s in sites if min(s.shape) > rank]
         self.small = [self._full(s, seed) for s in sites if min(s.shape) <= rank]
@@ -122,13 +134,17 @@ class LowRank:
         self.handles.clear()
 
     def draw(self, step: int, queries: int) -> None:
+        self.signs.draw_(step, self.noise[:queries])
         for query in range(queries):
-            self.signs.draw_(step, query, self.noise[query])
             for matrix, key in zip(self.small, self.keys, strict=True):
                 draw(Stream(key, step, query), matrix.noise[query].shape, out=matrix.noise[query])
 
     def show(self, passing: Pass | None) -> None:
-        self.passing = passing
+        self.passing, self.parts = passing, None
+        if passing is not None and len(passing.groups) > 1 and self.device.type not in GROUP_BY_GROUP:
+            queries = passing.parts(self.device)
+            bases = (passing.step * self.queries + queries) % self.bases
+            self.parts = _Parts(queries, bases, torch.arange(len(queries), device=self.device))
 
     def _columns(self, matrix: Matrix, passing: Pass, query: int) -> slice:
         """Where the direction of a query lies among the basis's products."""
@@ -168,6 +184,8 @@ class LowRank:
             sides = None if basis is None else basis.to(dtype).t()
             if passing is None:
                 return add(output, flat if sides is None else flat @ sides, factor)
+            if self.parts is not None:
+                return together(flat if sides is None else flat @ sides, output.contiguous(), passing, self.parts)
             places, groups = len(flat), passing.groups
             right = torch.empty((size + rank, rows), dtype=dtype, device=flat.device)
             right[:size].copy_(factor)
@@ -191,6 +209,14 @@ class LowRank:
                 torch.mul(probed, scale if one else scale[part], out=h[part, size:])
                 add(lines[part], h[part], right)
             return output
+
+        def together(products: torch.Tensor, output: torch.Tensor, passing: Pass, parts: _Parts) -> torch.Tensor:
+            count, scale = len(parts.places), passing.scaled(len(products), root, products, name)
+            add(output, products, factor)
+            by_part = products.view(count, -1, size // rank, rank)
+            probed = by_part[:, :, 0] if basis is None else by_part[parts.places, :, parts.bases]
+            signs = noise.index_select(0, parts.queries).to(products.dtype)
+            return add(output.view(count, -1, rows), probed * scale.view(count, -1, 1), signs).view(output.shape)
 
         return add_change
 
@@ -239,8 +265,10 @@ def product_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def add(output: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """output + left @ right in place, the product in left's dtype."""
+    """output + left @ right in place, the product in left's dtype; of many matrices [n, ...] at once too."""
     right = right.to(left.dtype)
+    if right.ndim == 3 and output.dtype == left.dtype:
+        return output.baddbmm_(left, right)
     if output.dtype == left.dtype and output.is_contiguous():
         output.view(-1, output.shape[-1]).addmm_(left, right)
         return output

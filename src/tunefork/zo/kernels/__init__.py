@@ -170,14 +170,14 @@ class Signs:
         self.keys = np.array(keys, dtype=np.uint64)
         self.starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
-    def draw_(self, step: int, query: int, out: torch.Tensor) -> torch.Tensor:
-        """out [rank, sum(sizes)], contiguous int8 = +1 or -1 by the streams (key, step, query)."""
-        if out.dtype != torch.int8 or tuple(out.shape) != (self.rank, self.starts[-1]) or not out.is_contiguous():
+    def draw_(self, step: int, out: torch.Tensor) -> torch.Tensor:
+        """out [queries, rank, sum(sizes)], contiguous int8 = +1 or -1 by the streams (key, step, 0 .. queries)."""
+        if out.dtype != torch.int8 or tuple(out.shape[1:]) != (self.rank, self.starts[-1]) or not out.is_contiguous():
             raise ValueError(
-                f"`out` must be a contiguous int8 tensor of the shape {(self.rank, int(self.starts[-1]))}. "
+                f"`out` must be a contiguous int8 tensor of the shape [queries, {self.rank}, {int(self.starts[-1])}]. "
                 f"Received {out.dtype} {tuple(out.shape)}."
             )
-        _backend(out).draw_signs(out, self.keys, self.starts, step, query)
+        _backend(out).draw_signs(out, self.keys, self.starts, make_counters((step, q) for q in range(len(out))))
         return out
 
     def accumulate_many_(self, target: torch.Tensor, terms: np.ndarray) -> torch.Tensor:

@@ -328,11 +328,11 @@ def accumulate_into(
         _split(len(target), additions, lambda start, stop: _accumulate16(array, low, start, stop, *noise, form))
 
 
-def draw_signs(out: torch.Tensor, keys: np.ndarray, starts: np.ndarray, step: int, query: int) -> None:
-    """out [rank, columns] int8: matrix m's signs [rank, size] in columns starts[m] .. starts[m + 1]."""
-    array = out.numpy()
-    work = lambda a, b: _draw_signs(array, a, b, keys, starts, step, query, _OCTETS)  # noqa: E731
-    _split(len(keys), out.numel(), work, grain=1)
+def draw_signs(out: torch.Tensor, keys: np.ndarray, starts: np.ndarray, counters: np.ndarray) -> None:
+    """out [n, rank, columns] int8: by counter, matrix m's signs [rank, size] in columns starts[m] .. starts[m + 1]."""
+    for array, (step, query) in zip(out.numpy(), counters, strict=True):
+        work = lambda a, b: _draw_signs(array, a, b, keys, starts, step, query, _OCTETS)  # noqa: B023, E731
+        _split(len(keys), array.size, work, grain=1)
 
 
 def add_signs(target: torch.Tensor, keys: np.ndarray, starts: np.ndarray, rank: int, terms: np.ndarray) -> None:

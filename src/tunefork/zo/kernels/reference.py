@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,21 +12,25 @@ import torch
 from tunefork.zo.noise import PER_BLOCK, PHILOX_MULTIPLIERS, PHILOX_ROUNDS, PHILOX_WEYL, Kind, Stream, normal_table
 
 _CHUNK = 1 << 20  # elements at a time; a multiple of every PER_BLOCK
+_SIGNS = 1 << 24  # of many matrices: more, since each chunk is a hundred launches on a GPU
 _LOW = 0xFFFFFFFF
 
 
 def philox(key: int, first: int, count: int, step: int, query: int, device: torch.device) -> torch.Tensor:
     """Philox4x32-10 blocks first .. first + count of a stream: int64 [count, 4] of 32-bit words."""
     block = torch.arange(first, first + count, dtype=torch.int64, device=device)
-    a, b = block & _LOW, (block >> 32) & _LOW
     c, d = torch.full_like(block, step), torch.full_like(block, query)
-    low, high = key & _LOW, key >> 32
+    return _philox(block & _LOW, (block >> 32) & _LOW, c, d, key & _LOW, key >> 32)
+
+
+def _philox(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor, low: Any, high: Any) -> torch.Tensor:
+    """The four counter words of blocks, under the halves of their keys: int64 [..., 4], broadcast."""
     for _ in range(PHILOX_ROUNDS):
         # int64 products wrap, which keeps their 64 bits; the mask after the shift takes the sign's copies away
         p, q = a * PHILOX_MULTIPLIERS[0], c * PHILOX_MULTIPLIERS[1]
         a, b, c, d = ((q >> 32) & _LOW) ^ b ^ low, q & _LOW, ((p >> 32) & _LOW) ^ d ^ high, p & _LOW
         low, high = (low + PHILOX_WEYL[0]) & _LOW, (high + PHILOX_WEYL[1]) & _LOW
-    return torch.stack((a, b, c, d), dim=1)
+    return torch.stack(torch.broadcast_tensors(a, b, c, d), dim=-1)
 
 
 @lru_cache(maxsize=8)
@@ -98,21 +103,56 @@ def _part(high: torch.Tensor, low: torch.Tensor | None, value: torch.Tensor) -> 
     low.copy_((bits - high.float().view(torch.int32)).clamp(-(1 << 15), (1 << 15) - 1))
 
 
-def draw_signs(out: torch.Tensor, keys: np.ndarray, starts: np.ndarray, step: int, query: int) -> None:
-    """out [rank, columns] int8: matrix m's signs [rank, size] in columns starts[m] .. starts[m + 1]."""
-    for key, start, stop in zip(keys.tolist(), starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        part = out[:, start:stop]
-        part.copy_(_elements(Stream(key, step, query), 0, part.numel(), "rademacher", out.device).view(part.shape))
+def draw_signs(out: torch.Tensor, keys: np.ndarray, starts: np.ndarray, counters: np.ndarray) -> None:
+    """out [n, rank, columns] int8: by counter, matrix m's signs [rank, size] in columns starts[m] .. starts[m + 1]."""
+    for part, pairs in _parts(out, counters):
+        part.copy_(_signs(keys, starts, part.shape[1], pairs, out.device))
 
 
 def add_signs(target: torch.Tensor, keys: np.ndarray, starts: np.ndarray, rank: int, terms: np.ndarray) -> None:
     """target [rows, columns] fp32: the terms in order, to the matrices' columns of rows block * rank ... each."""
-    signs = torch.empty((rank, target.shape[1]), dtype=torch.int8, device=target.device)
-    for step, query, coefficient, decay, block in terms.tolist():
-        if decay != 1:
-            target.mul_(decay)
-        draw_signs(signs, keys, starts, step, query)
-        target[block * rank : (block + 1) * rank].add_(signs.float() * coefficient)
+    counters = np.stack([terms["step"], terms["query"]], axis=1)
+    for some, pairs in _parts(terms, counters, rank * target.shape[1]):
+        for signs, term in zip(_signs(keys, starts, rank, pairs, target.device), some, strict=True):
+            if term["decay"] != 1:
+                target.mul_(float(term["decay"]))
+            first = int(term["block"]) * rank
+            target[first : first + rank].add_(signs.float() * float(term["coefficient"]))
+
+
+def _parts(items: Any, counters: np.ndarray, size: int | None = None) -> Iterator[tuple[Any, np.ndarray]]:
+    """Items and their counters, as many at a time as have a chunk of elements, of `size` or their own each."""
+    some = max(1, _SIGNS // max(1, items[0].numel() if size is None else size)) if len(items) else 1
+    for start in range(0, len(items), some):
+        yield items[start : start + some], counters[start : start + some]
+
+
+def _signs(keys: np.ndarray, starts: np.ndarray, rank: int, counters: np.ndarray, device: torch.device) -> torch.Tensor:
+    """int8 [n, rank, columns], all blocks of all matrices at once: on a GPU a launch costs more than a block."""
+    block, low, high, place = _layout(tuple(keys.tolist()), tuple(starts.tolist()), rank, device)
+    step, query = (torch.from_numpy(column.astype(np.int64)).to(device)[:, None] for column in counters.T)
+    words = _philox(block, torch.zeros_like(block), step, query, low, high)  # [n, blocks, 4]
+    bits = words.flatten(1)[:, place >> 5]
+    return bits.bitwise_right_shift_(place & 31).bitwise_and_(1).mul_(2).sub_(1).to(torch.int8)
+
+
+@lru_cache(maxsize=8)
+def _layout(keys: tuple[int, ...], starts: tuple[int, ...], rank: int, device: torch.device) -> list[torch.Tensor]:
+    """Of all matrices' blocks in order: counter, the key's halves; and the bit of each element [rank, columns]."""
+    block, low, high, place, bits = [], [], [], [], 0
+    for key, size in zip(keys, np.diff(starts).tolist(), strict=True):
+        count = -(-rank * size // PER_BLOCK["rademacher"])
+        block.append(torch.arange(count))
+        low.append(torch.full((count,), key & _LOW))
+        high.append(torch.full((count,), key >> 32))
+        place.append(bits + torch.arange(rank * size).view(rank, size))
+        bits += count * PER_BLOCK["rademacher"]
+    return [
+        torch.cat(block).to(device),
+        torch.cat(low).to(device),
+        torch.cat(high).to(device),
+        torch.cat(place, 1).to(device),
+    ]
 
 
 def _fp32(value: float) -> float:
