@@ -1,6 +1,6 @@
 """Rows in: read from any file, laid out, split, checked."""
 
-from tunefork.data.check import check_items, normalised_form
+from tunefork.data.check import check_items, normalised_form, overlap
 from tunefork.data.layouts import apply_layout, detect_layout
 from tunefork.data.load import Files, load_splits, read_files, split_files
 from tunefork.data.read import read_rows
@@ -21,6 +21,7 @@ __all__ = [
     "label_text",
     "load_splits",
     "normalised_form",
+    "overlap",
     "read_files",
     "read_rows",
     "split_files",

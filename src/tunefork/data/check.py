@@ -84,6 +84,14 @@ def check_items(
     return findings + _leakage(splits, plain, section)
 
 
+def overlap(train: Sequence[Item], test: Sequence[Item]) -> list[Finding]:
+    """Warnings about rows of `test` with a text that `train` has too: leaked-exact, leaked-normalised."""
+    splits = {"train": train, "test": test}
+    plain = {name: [plain_form(item.text) for item in items] for name, items in splits.items()}
+    normal = {name: [normalised_form(text) for text in texts] for name, texts in plain.items()}
+    return _shared(splits, plain, normal, "train", "test")
+
+
 def _unusable(items: Sequence[Item], texts: Sequence[str], labels_expected: bool) -> list[Finding]:
     empty = [(item.source, "empty text") for item, text in zip(items, texts, strict=True) if not text]
     bare = [(item.source, item.text) for item in items if item.label is None and labels_expected]

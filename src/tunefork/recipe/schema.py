@@ -97,9 +97,7 @@ class DataSection(Section):
     max_unusable: float = Field(
         default=0.01, ge=0, le=1, description="share of rows that may be unusable before refusing"
     )
-    max_conflicts: float = Field(
-        default=0.05, ge=0, le=1, description="share of rows with contradictory labels allowed"
-    )
+    max_conflicts: float = Field(default=0.1, ge=0, le=1, description="share of rows with contradictory labels allowed")
     max_leaked: float = Field(default=0.05, ge=0, le=1, description="share of dev or test rows also in train allowed")
     max_cut: float = Field(default=0.2, ge=0, le=1, description="share of rows cut to max_length before refusing")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tunefork.data.findings import SHOWN, refuse_above
 from tunefork.data.load import Files, split_files
-from tunefork.data.rows import Finding, Row, Splits
+from tunefork.data.rows import Finding, Item, Row, Splits
 from tunefork.data.values import counted, listed
 from tunefork.errors import DataError, RecipeError, UnsupportedError
 from tunefork.recipe.schema import DataSection, ModelKind, TaskSection
@@ -118,6 +118,14 @@ def split_rows(task: Task, files: Files, section: DataSection) -> tuple[Splits, 
 def item_text(example: Example) -> str:
     """The text by which two rows are the same."""
     return example.text or example.prompt
+
+
+def as_item(example: Example, task: Task) -> Item:
+    """The row as the check of rows sees it."""
+    label = None
+    if example.gold is not None:
+        label = task.labels[example.gold] if task.labels else str(example.gold)
+    return Item(example.source, item_text(example), label, example.group)
 
 
 def _answered(example: Example) -> bool:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from tunefork.data import Finding, Item, Row, Splits, check_items, read_files
-from tunefork.data.findings import refuse_shares
+from tunefork.data import Finding, Row, Splits, check_items, read_files
+from tunefork.data.findings import LEFT_OUT, refuse_shares
 from tunefork.data.values import counted
 from tunefork.errors import DataError, RecipeError
 from tunefork.evaluate.baselines import BaselineResult, check_baselines, fitting_baselines, run_baselines
@@ -35,7 +35,7 @@ from tunefork.recipe import DataSection, Reason, Recipe, Resolved, resolve
 from tunefork.recipe.resolve import Situation
 from tunefork.render import Rendered, Renderer
 from tunefork.tasks import Example, Task, build_examples, make_task, split_rows
-from tunefork.tasks.build import item_text
+from tunefork.tasks.build import as_item
 from tunefork.tasks.check import check_rendered
 
 LONGEST_AUTOMATIC = 4096
@@ -106,7 +106,11 @@ def prepare(recipe: Recipe) -> Job:
     dtype, dtype_reason = choose_dtype(recipe.model, device)
     files = read_files(recipe.data)
     laid_out = recipe.data.model_copy(update={"layout": files.layout})
-    task = make_task(recipe.task, laid_out, facts.kind, files.rows["train"])
+    try:
+        task = make_task(recipe.task, laid_out, facts.kind, files.rows["train"])
+    except DataError as error:  # of rows that could not be read it knows nothing
+        lost = " ".join(f"{f.message} {f.advice}" for f in files.findings if f.code in LEFT_OUT and f.split == "train")
+        raise DataError(f"{error} But first: {lost}") from None if lost else error
     if recipe.data.rows_per_label is not None and not task.labels:
         raise RecipeError(
             f"`data.rows_per_label` needs a task with labels. Received {recipe.task.name}. Try data.train_rows."
@@ -118,7 +122,7 @@ def prepare(recipe: Recipe) -> Job:
 
     rows, examples = _examples(task, splits, recipe.data, findings)
     findings += check_items(
-        *[[_item(e, task) for e in examples[name]] for name in SPLITS],
+        *[[as_item(e, task) for e in examples[name]] for name in SPLITS],
         section=recipe.data,
         labels_expected=bool(task.labels),
     )
@@ -203,13 +207,6 @@ def _few_rows(examples: Mapping[str, Sequence[Example]]) -> list[Finding]:
         advice = f"Give a larger file with --{split}, or more rows to --train to carve it from."
         found.append(Finding("warning", "few-rows", message, n, (), advice, split))
     return found
-
-
-def _item(example: Example, task: Task) -> Item:
-    label = None
-    if example.gold is not None:
-        label = task.labels[example.gold] if task.labels else str(example.gold)
-    return Item(example.source, item_text(example), label, example.group)
 
 
 def _teaches(rendered: Rendered) -> bool:

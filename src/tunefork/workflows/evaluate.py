@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tunefork.data import Finding, Row, load_splits
-from tunefork.errors import DataError, RecipeError
+from tunefork.data import Finding, Row, load_splits, overlap, read_files
+from tunefork.errors import DataError, MissingFileError, RecipeError
 from tunefork.evaluate.harness import predict_examples
 from tunefork.evaluate.summary import measure
 from tunefork.evaluate.trained import Trained, is_trained, load_trained, load_untrained
@@ -20,6 +20,7 @@ from tunefork.models import inspect_model
 from tunefork.recipe import DataSection, EvaluateSection, Recipe, load_recipe
 from tunefork.run import RunFolder
 from tunefork.tasks import Example, Prediction, Task, build_examples, make_task
+from tunefork.tasks.build import as_item, split_rows
 from tunefork.tasks.check import check_rendered, cut_prompts
 from tunefork.train.prepare import refuse_errors
 from tunefork.workflows.finetune import as_recipe
@@ -44,13 +45,13 @@ def evaluate(
     recipe: Recipe | Mapping[str, Any] | None = None,
     confirm: Callable[[Estimate], bool] = lambda estimate: False,
 ) -> Evaluation:
-    """Metrics of `model` on the rows of `data` (default: the recipe's test file).
+    """Metrics of `model` on the rows of `data` (default: the recipe's test file, or a run's own test rows).
 
     A service's model (`openai:gpt-4.1-mini`) is asked in its name; unless `hosted.limit` is set, `confirm` hears what
     that may cost and says whether to go on.
 
     `model` is a run or exported folder, which knows its task; for any other model folder or hub name `recipe`
-    says which task, and the model is asked without training.
+    says which task, and the model is asked without training. Rows that a run was trained on are among its findings.
 
     Raises DataError when no row is usable, or more of them are bad or cut than the recipe's `data` allows; RunError
     for a run that kept no model.
@@ -63,15 +64,22 @@ def evaluate(
         only_test = wanted.data.model_copy(update={"train": None, "dev": None})
         model, wanted = tuned, wanted.model_copy(update={"data": only_test})
     rows_at = str(data) if data is not None else wanted.data.test if wanted is not None else None
-    if rows_at is None:
+    run = load_recipe(Path(model)) if (Path(model) / "recipe.yaml").is_file() else None
+    if rows_at is None and run is None:
         raise RecipeError("`evaluate` needs labelled rows. Received none. Try --test rows.csv.")
-    if is_trained(model) or (Path(model) / "recipe.yaml").is_file():  # a run without a model is refused in loading
+    if is_trained(model) or run is not None:  # a run without a model is refused in loading
         trained = load_trained(model, wanted.model.device if wanted else "auto")
         section = wanted.evaluate if wanted else EvaluateSection()
         limits = (wanted.data if wanted else DataSection()).model_dump(include={"max_unusable", "max_cut"})
         own = trained.data.model_copy(update={**limits, "test": rows_at})
-        splits, findings = load_splits(own, 0, None)
+        if rows_at is None and run is not None:
+            splits, findings = split_rows(trained.task, read_files(run.data), run.data)
+            findings = [finding for finding in findings if finding.split == "test"]
+        else:
+            splits, findings = load_splits(own, 0, None)
+            findings += _seen_before(splits.test, trained.task, run) if run is not None else []
         return _measured(trained, splits.test, findings, own, section, wanted.seed if wanted else 0)
+    assert rows_at is not None
     if wanted is None:
         raise RecipeError(f"{str(model)!r} is not a run, so the task must be given. Try --task classification.")
     name = wanted.model.model_copy(update={"name": str(model)})
@@ -87,6 +95,17 @@ def evaluate(
             return _asked(asking, examples, findings, wanted, confirm)
     trained = load_untrained(name, task, wanted.task.chat_template)
     return _measured(trained, splits.test, findings, wanted.data, wanted.evaluate, wanted.seed)
+
+
+def _seen_before(rows: Sequence[Row], task: Task, run: Recipe) -> list[Finding]:
+    """What a run was trained on among `rows`, where its training rows are still there."""
+    try:
+        splits, _ = split_rows(task, read_files(run.data), run.data)
+    except (MissingFileError, DataError):
+        gone = f"{run.data.train} cannot be read any more, so training rows among these were not looked for."
+        return [Finding("info", "unknown-overlap", gone, split="test")]
+    train, test = (build_examples(task, some, run.data, labelled=True)[0] for some in (splits.train, rows))
+    return overlap([as_item(e, task) for e in train], [as_item(e, task) for e in test])
 
 
 def _measured(
