@@ -163,11 +163,14 @@ class RunFolder:
         """
         return [entry for entry, _ in self._log_lines()]
 
-    def truncate_log(self, step: int) -> None:
-        """Takes the events after `step` out of the log, as a run that resumes from there will write them again."""
+    def truncate_log(self, step: int | None) -> None:
+        """Takes the events after `step` out of the log, as a run that resumes from there will write them again.
+
+        None: all but the plan, for a run that begins over.
+        """
         self.require_writable()
         lines = self._log_lines()
-        kept = [line for entry, line in lines if entry["step"] <= step]
+        kept = [line for e, line in lines if (e["kind"] == "plan" if step is None else e["step"] <= step)]
         data = b"".join(line + b"\n" for line in kept)
         if not self.log_path.exists() or data != self.log_path.read_bytes():
             write_atomic(self.log_path, data)

@@ -204,23 +204,10 @@ def _log(run: RunFolder, recipe: Recipe, task: Task, steps: int, looks: bool) ->
     draws = np.random.Generator(np.random.PCG64(7))
     curve: list[dict[str, Any]] = []
     best = -math.inf
-    for step in range(1, steps + 1):
+    for step in range(steps + 1):
         done = step / steps
-        rate = 2e-4 * min(1, done / 0.06) * (1 - done)
-        loss = 0.3 + 0.9 * math.exp(-5 * done) + 0.12 * float(draws.normal())
-        norm = None if step == 7 else 1.5 + float(draws.random())
-        values = {
-            "loss": loss,
-            "gradient_norm": norm,
-            "learning_rate": rate,
-            "tokens": step * 640,
-            "seconds": step * 0.2,
-        }
-        if recipe.train.method == "zo":
-            del values["gradient_norm"]
-            seen = {"projected_gradient": 4 + 3 * float(draws.random()), "queries": 8.0}
-            values |= {**seen, "row_forwards": 2600.0 if step == 1 else 192.0, "objective": -loss}
-        run.append_log(step, "step", values)
+        if step:
+            _log_step(run, recipe, step, done, draws)
         if looks and step % max(1, steps // 10) == 0:
             value = 0.55 + 0.33 * (1 - math.exp(-4 * done)) + 0.015 * float(draws.normal())
             value = value if task.metric != "loss" else 2.9 - 2 * value
@@ -230,6 +217,24 @@ def _log(run: RunFolder, recipe: Recipe, task: Task, steps: int, looks: bool) ->
             curve.append(look)
             run.append_log(step, "look", look)
     return curve
+
+
+def _log_step(run: RunFolder, recipe: Recipe, step: int, done: float, draws: np.random.Generator) -> None:
+    rate = 2e-4 * min(1, done / 0.06) * (1 - done)
+    loss = 0.3 + 0.9 * math.exp(-5 * done) + 0.12 * float(draws.normal())
+    norm = None if step == 7 else 1.5 + float(draws.random())
+    values = {
+        "loss": loss,
+        "gradient_norm": norm,
+        "learning_rate": rate,
+        "tokens": step * 640,
+        "seconds": step * 0.2,
+    }
+    if recipe.train.method == "zo":
+        del values["gradient_norm"]
+        seen = {"projected_gradient": 4 + 3 * float(draws.random()), "queries": 8.0}
+        values |= {**seen, "row_forwards": 2600.0 if step == 1 else 192.0, "objective": -loss}
+    run.append_log(step, "step", values)
 
 
 def _predictions(run: RunFolder, name: str, said: Sequence[Prediction], texts: Sequence[str] | None) -> None:

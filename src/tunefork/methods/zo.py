@@ -208,6 +208,7 @@ class ZerothOrder:
         self.peak = float(recipe.train.learning_rate)
         self.calibrating = recipe.zo.calibrate is True
         self.rate = 1.0  # calibrated learning rate over the recipe's
+        self.told = False  # how losses are evaluated: known at the first step that the trajectory does not have
         self.rows = BatchRows()
 
     def step(self, batches: Sequence[Batch], loss: RowLosses, learning_rate: float) -> StepResult:
@@ -232,7 +233,8 @@ class ZerothOrder:
             raise TrainingError(str(error)) from None
         last = self.optimizer.last
         assert last is not None
-        if self.optimizer.steps == 1:
+        if last.forwards and not self.told:
+            self.told = True
             what = "Losses are evaluated" if self.objective is None else "The objective is evaluated"
             notes = (*notes, f"{what} with {self.optimizer.mode}.")
         scalars = {
@@ -258,11 +260,12 @@ class ZerothOrder:
 
     def state(self) -> dict[str, torch.Tensor]:
         epsilon = float(self.optimizer.param_groups[0]["epsilon"])
-        return {"chosen": torch.tensor([self.rate, epsilon, float(self.calibrating)], dtype=torch.float64)}
+        chosen = [self.rate, epsilon, float(self.calibrating), float(self.told)]
+        return {"chosen": torch.tensor(chosen, dtype=torch.float64)}
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        rate, epsilon, calibrating = state["chosen"].tolist()
-        self.rate, self.calibrating = rate, bool(calibrating)
+        self.rate, epsilon, calibrating, told = state["chosen"].tolist()
+        self.calibrating, self.told = bool(calibrating), bool(told)
         self.optimizer.param_groups[0]["epsilon"] = epsilon
 
     def finish(self) -> torch.nn.Module:

@@ -130,7 +130,7 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
     fill(
         "train.evaluate_every",
         look,
-        "about ten looks at dev a run, at least ten steps apart" if now.has_dev else "no dev rows: never used",
+        "about ten looks at dev and one before, ten steps apart or more" if now.has_dev else "no dev rows: never used",
     )
     fill("train.save_every", look, "with every look at dev")
     fill(

@@ -170,13 +170,15 @@ class TrainSection(Section):
     activation_checkpointing: bool | Auto = Field(
         default="auto", description="recompute activations: less memory, slower"
     )
-    evaluate_every: Annotated[int, Field(ge=1)] | Auto = Field(default="auto", description="steps between looks at dev")
+    evaluate_every: Annotated[int, Field(ge=1)] | Auto = Field(
+        default="auto", description="steps between looks at dev, from 0 on"
+    )
     save_every: Annotated[int, Field(ge=1)] | Auto = Field(default="auto", description="steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest ones kept, besides the best")
     patience: int | None = Field(
         default=None, ge=1, description="stop after this many looks at dev without a better one"
     )
-    keep_best: bool = Field(default=True, description="end with the weights that were best on dev, not the last")
+    keep_best: bool = Field(default=True, description="end with the weights best on dev, the start's among them")
     tensorboard: bool = Field(default=False, description="write TensorBoard events into the run folder")
 
 

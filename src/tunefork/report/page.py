@@ -213,7 +213,7 @@ def _forwards(record: Record) -> dict[int, float] | None:
     if not record.steps or any("row_forwards" not in step for step in record.steps):
         return None
     totals = itertools.accumulate(float(step["row_forwards"]) for step in record.steps)
-    return dict(zip((int(step["step"]) for step in record.steps), totals, strict=True))
+    return {0: 0.0, **dict(zip((int(step["step"]) for step in record.steps), totals, strict=True))}
 
 
 def _epochs(record: Record) -> str:

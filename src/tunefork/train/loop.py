@@ -52,7 +52,7 @@ class Progress:
     best_step: int | None = None
     best_value: float | None = None
     looks_without_better: int = 0
-    looked_at: int = 0  # last step whose look is done
+    looked_at: int = -1  # last step whose look is done; the first is before step 1
     curve: list[dict[str, Any]] = field(default_factory=list)  # the looks, for the report
     notes: list[str] = field(default_factory=list)  # what a person should know of the run
 
@@ -85,7 +85,8 @@ def train(
     """Trains `model` in place for `steps` steps over `rows`.
 
     `look(model, interrupt)` returns (metric name, value, higher is better, all metrics) on dev, or is None when
-    there is no dev set. Raises Interrupted once everything up to the last finished step is saved.
+    there is no dev set. It looks before the first step too, so that the start may be the best. Raises Interrupted once
+    everything up to the last finished step is saved.
     """
     options, device = recipe.train, next(model.parameters()).device
     sampler = Sampler(len(rows), int(options.batch_size), recipe.seed)
@@ -93,7 +94,7 @@ def train(
     progress = Progress()
     fingerprint = fingerprint_rows(rows)
     if resume is None:
-        run.truncate_log(0)  # a run killed before its first checkpoint begins again
+        run.truncate_log(None)  # a run killed before its first checkpoint begins again
     else:
         if resume.state["rows"] != fingerprint:
             raise RunError("A resumed run must see the same rows. They have changed since it began. Try a new run.")
@@ -136,7 +137,7 @@ def train(
         return options.patience is not None and progress.looks_without_better >= options.patience
 
     def due(every: int | str) -> bool:
-        return progress.step > 0 and (progress.step % int(every) == 0 or progress.step == steps)
+        return progress.step % int(every) == 0 or progress.step == steps
 
     saved = progress.step
     try:
@@ -198,6 +199,11 @@ def train(
         else:
             method.load_learned(best.tensors["weights"])
             weights_from = progress.best_step
+            if weights_from == 0:
+                text = "No look at dev was better than the one before training, so the weights are those of the start. "
+                text += "Try more steps, or another learning rate."
+                progress.notes.append(text)
+                on_event(Event("note", progress.step, {"text": text}))
     return TrainResult(progress, stopped_early, weights_from, tuple(progress.notes))
 
 

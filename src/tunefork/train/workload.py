@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,7 +107,7 @@ def simulate_look(job: Job, model: torch.nn.Module, simulation: Simulation) -> L
         if texts and task.metric != LOSS and any(metric not in UNGENERATED for metric in task.metrics):
             found += _simulate_answers(job, model, simulation, common)
     model.train(training)
-    return Looks(max(1, job.resolved.steps // int(job.recipe.train.evaluate_every)), tuple(found))
+    return Looks(1 + math.ceil(job.resolved.steps / int(job.recipe.train.evaluate_every)), tuple(found))
 
 
 def _simulate_answers(

@@ -37,12 +37,12 @@ def metrics_of(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def metrics_by_step(run: Path) -> Metrics:
-    """From a run's log; empty where there is none yet."""
+    """From a run's log; empty where there is none yet. A look before the first step is not OpenAI's."""
     found: Metrics = {}
     if not (run / "log.jsonl").is_file():
         return found
     for entry in RunFolder(run, None).read_log():
-        if entry["kind"] in _NAMES:
+        if entry["kind"] in _NAMES and entry["step"]:
             found.setdefault(entry["step"], {}).update(metrics_of(entry["kind"], entry))
     return found
 
