@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
@@ -331,6 +332,43 @@ def test_predict_says_which_rows_it_could_not(place: Place, tunefork: Command) -
     assert table[0][-1] == "prediction_missing_because"
     assert table[3][-1] == "the text must not be empty."
     assert table[1][-1] is None
+
+
+def test_predict_says_of_every_row_why_it_could_not(place: Place, tunefork: Command) -> None:
+    """More of a kind than findings name; rows that no reader can read keep their place too."""
+    blank = [f'{{"text": " ", "label": "{i}"}}' for i in range(9)]
+    lines = ["{broken", *blank, '["no object"]', '{"text": "The soup was lovely."}', '{"label": "good"}']
+    found = document(tunefork("predict", place.run(), place.put("new.jsonl", "\n".join(lines)), "--json"))
+    assert (found["rows"], found["predicted"]) == (13, 1)
+    written = [json.loads(line) for line in (place.folder / "new.predicted.jsonl").read_text().splitlines()]
+    reasons = [row.get("prediction_missing_because") for row in written]
+    assert reasons[0].startswith("line 1 cannot be read: Expecting property name enclosed in double quotes at column 2")
+    assert reasons[1:10] == ["the text must not be empty."] * 9
+    assert [row["label"] for row in written[1:10]] == [str(i) for i in range(9)]
+    assert reasons[10] == 'line 11 cannot be read: not an object: ["no object"]'
+    assert reasons[11] is None and written[11]["prediction"] in ("good", "bad")
+    assert "text" in reasons[12]
+
+
+@pytest.mark.parametrize("name", ["new.csv", "new.xlsx"])
+def test_predict_keeps_the_place_of_a_row_that_cannot_be_read(name: str, place: Place, tunefork: Command) -> None:
+    rows = [["text", "label"], ["Lost.", "bad", "one too many"], *[[r["text"], r["label"]] for r in reviews(2)]]
+    if name.endswith("csv"):
+        with (place.folder / name).open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    else:
+        book = openpyxl.Workbook()
+        for row in rows:
+            book.active.append(row)  # type: ignore[union-attr]
+        book.save(place.folder / name)
+    said = tunefork("predict", place.run(), name, "--out", "said.csv", "--json")
+    assert (document(said)["rows"], document(said)["predicted"]) == (3, 2)
+    written = list(csv.DictReader((place.folder / "said.csv").open()))
+    assert list(written[0]) == ["text", "label", *document(said)["columns"]]
+    why = {"new.csv": "3 fields, the header has 2", "new.xlsx": "values beyond the last named column (label)"}
+    assert written[0].pop("prediction_missing_because") == f"line 2 cannot be read: {why[name]}"
+    assert set(written[0].values()) == {""}
+    assert [row["text"] for row in written[1:]] == [r["text"] for r in reviews(2)]
 
 
 def test_predict_leaves_columns_of_its_own_names_alone(place: Place, tunefork: Command) -> None:

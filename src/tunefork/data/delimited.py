@@ -60,12 +60,13 @@ def _read(text: str, path: str, tabs: bool) -> tuple[list[Row], list[Finding]]:
         problem = _problem(fields, names, nul)
         if problem:
             tally.add("unreadable-row", f"{path}:{line}", problem)
+            rows.append(Row({}, path, line, unreadable=problem))
             continue
         if sum(map(len, fields)) > LONG_ROW:
             tally.add("long-row", f"{path}:{line}", f"{sum(map(len, fields)):,} characters")
         rows.append(Row(dict(zip(names, fields, strict=False)), path, line))
-    if not rows:
-        if tally.left_out:
+    if len(rows) == tally.left_out:
+        if rows:
             raise DataError(
                 f"`{path}` must hold readable rows. Received {counted(tally.left_out, 'row')}, none of them readable; "
                 f"the first: {tally.first()}. Try enclosing text that holds a {_NAMES[delimiter]} in double quotes."

@@ -63,7 +63,7 @@ def read_json(text: str, path: str) -> tuple[list[Row], list[Finding]]:
     tally = Tally()
     rows: list[Row] = []
     for place, value in enumerate(array, 1):
-        rows += _as_row(value, text, path, place, tally, reader.odd_numbers > 0)
+        rows.append(_as_row(value, text, path, place, tally, reader.odd_numbers > 0))
     return _some(rows, tally, path), findings + tally.findings()
 
 
@@ -87,15 +87,15 @@ def read_json_lines(text: str, path: str) -> tuple[list[Row], list[Finding]]:
         try:
             value = reader.read(line)
         except json.JSONDecodeError as error:
-            tally.add("unreadable-row", where, f"{error.msg} at column {error.colno:,}: {_around(line, error.pos)}")
+            problem = f"{error.msg} at column {error.colno:,}: {_around(line, error.pos)}"
+            rows.append(_unreadable(problem, path, number, tally))
             continue
         except ValueError as error:
-            tally.add("unreadable-row", where, _brief(error))
+            rows.append(_unreadable(_brief(error), path, number, tally))
             continue
-        found = _as_row(value, line, path, number, tally, reader.odd_numbers > odd_before)
-        if found and len(line) > LONG_ROW:
+        rows.append(_as_row(value, line, path, number, tally, reader.odd_numbers > odd_before))
+        if len(line) > LONG_ROW and not rows[-1].unreadable:
             tally.add("long-row", where, f"{len(line):,} characters")
-        rows += found
     return _some(rows, tally, path), tally.findings()
 
 
@@ -126,13 +126,16 @@ def _array(document: Any, path: str) -> tuple[list[Any], list[Finding]]:
     )
 
 
-def _as_row(value: Any, text: str, path: str, line: int, tally: Tally, odd_numbers: bool) -> list[Row]:
-    """The value read from `text` as a row; none, said in the tally, where it cannot be one."""
-    where = f"{path}:{line}"
+def _as_row(value: Any, text: str, path: str, line: int, tally: Tally, odd_numbers: bool) -> Row:
+    """The value read from `text` as a row; an unreadable one, said in the tally, where it cannot be one."""
     if problem := _not_a_row(value) or _unwritable(value, text):
-        tally.add("unreadable-row", where, problem)
-        return []
-    return [Row(_without_odd_numbers(value, where, tally) if odd_numbers else value, path, line)]
+        return _unreadable(problem, path, line, tally)
+    return Row(_without_odd_numbers(value, f"{path}:{line}", tally) if odd_numbers else value, path, line)
+
+
+def _unreadable(problem: str, path: str, line: int, tally: Tally) -> Row:
+    tally.add("unreadable-row", f"{path}:{line}", problem)
+    return Row({}, path, line, unreadable=problem)
 
 
 def _not_a_row(value: Any) -> str:
@@ -172,7 +175,7 @@ def _without_odd_numbers(value: Any, where: str, tally: Tally) -> Any:
 
 
 def _some(rows: list[Row], tally: Tally, path: str) -> list[Row]:
-    if rows:
+    if len(rows) > tally.left_out:
         return rows
     raise DataError(
         f"`{path}` must hold readable rows. Received {counted(tally.left_out, 'row')}, none of them a JSON object; "

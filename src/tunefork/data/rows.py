@@ -17,6 +17,7 @@ class Row:
     file: str
     line: int  # 1-based line in a text file, row in a table
     part: int | None = None  # which question of the row, from 1, where one row holds several
+    unreadable: str = ""  # why it has no values
 
     @property
     def source(self) -> str:

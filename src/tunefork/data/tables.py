@@ -88,7 +88,9 @@ def _sheet_rows(
         expected = number + 1
         where = f"{path}:{number}"
         if any(not is_blank(value) for value, _ in row[width:]):
-            tally.add("unreadable-row", where, f"values beyond the last named column ({names[-1]})")
+            problem = f"values beyond the last named column ({names[-1]})"
+            tally.add("unreadable-row", where, problem)
+            rows.append(Row({}, path, number, unreadable=problem))
             continue
         values: dict[str, Any] = dict.fromkeys(names)
         broken, unsaved, dates = [], [], []
@@ -105,7 +107,7 @@ def _sheet_rows(
             if found:
                 tally.add(code, where, ", ".join(found))
         rows.append(Row(values, path, number))
-    if not rows:
+    if len(rows) == tally.left_out:
         first = f" ({tally.first()})" if tally.left_out else ""
         raise DataError(f"`{path}` must hold rows below its header. Received {listed(names)} and none below it{first}.")
     return rows, findings + tally.findings()
@@ -148,11 +150,12 @@ def plain_rows(records: Iterable[dict[str, Any]], path: str) -> tuple[list[Row],
             values = {name.strip(): json_value(value) for name, value in record.items()}
         except TypeError as error:
             tally.add("unreadable-row", where, error)
+            rows.append(Row({}, path, place, unreadable=str(error)))
             continue
         if dates:
             tally.add("date-as-text", where, ", ".join(dates))
         rows.append(Row(values, path, place))
-    if not rows:
+    if len(rows) == tally.left_out:
         raise DataError(
             f"`{path}` must hold readable rows. Received {counted(tally.left_out, 'row')}, none of them readable; "
             f"the first: {tally.first()}. Try dropping the columns that hold no text or numbers."

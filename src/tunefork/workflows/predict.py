@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tunefork.data import Finding, Row, apply_layout, check_target, read_rows, write_rows
+from tunefork.data.findings import LEFT_OUT
 from tunefork.data.values import listed
 from tunefork.errors import DataError
 from tunefork.evaluate.harness import predict_examples
-from tunefork.evaluate.trained import load_trained
-from tunefork.recipe import EvaluateSection
+from tunefork.evaluate.trained import Trained, load_trained
+from tunefork.recipe import DataSection, EvaluateSection
 from tunefork.tasks import Prediction, build_examples
 from tunefork.tasks.check import check_rendered, cut_prompts
 
@@ -37,11 +39,11 @@ class Predictions:
 def predict(run: str | Path, file: str | Path, out: str | Path | None = None, *, device: str = "auto") -> Predictions:
     """Predicts every row of `file` and writes it, with its own columns first, to `out`.
 
-    `out` defaults to `NAME.predicted.EXT` beside the file. A row that cannot be used keeps its place, with the
-    reason in `prediction_missing_because`. Labels are not needed, and not looked at. Where the file has a column of
-    one of the new names already, all new ones end in `_2` (`_3` …).
+    `out` defaults to `NAME.predicted.EXT` beside the file. A row that cannot be used keeps its place, with the reason
+    in `prediction_missing_because`; one that cannot be read has no other values. Labels are not needed, and not looked
+    at. Where the file has a column of one of the new names already, all new ones end in `_2` (`_3` …).
     """
-    rows, findings = read_rows(str(file))
+    rows, findings = read_rows(str(file), unreadable=True)
     file = Path(file)
     target = Path(out) if out is not None else file.with_name(_predicted_name(file.name))
     if target.exists() and file.exists() and target.samefile(file):
@@ -52,7 +54,8 @@ def predict(run: str | Path, file: str | Path, out: str | Path | None = None, *,
     check_target(target)
     trained = load_trained(run, device)
     task, renderer = trained.task, trained.renderer
-    laid_out, more = apply_layout(rows, trained.data.layout, trained.data.fields, answers=False)
+    readable = [row for row in rows if not row.unreadable]
+    laid_out, more = apply_layout(readable, trained.data.layout, trained.data.fields, answers=False)
     lenient = trained.data.model_copy(update={"max_unusable": 1.0, "max_cut": 1.0})  # every row keeps its place
     examples, unusable = build_examples(task, laid_out, lenient, labelled=False)
     if not examples:
@@ -71,11 +74,32 @@ def predict(run: str | Path, file: str | Path, out: str | Path | None = None, *,
     for prediction in predictions:  # one row may hold several questions: file:line#1, file:line#2 …
         name, _, line = prediction.source.rpartition(":")
         by_row.setdefault(f"{name}:{line.partition('#')[0]}", []).append(prediction)
-    why = {line.partition(": ")[0]: line.partition(": ")[2] for f in unusable for line in f.examples}
-    names, renamed = _new_columns(rows, task.labels)
-    filled = [_filled(row, by_row.get(row.source, []), names, why.get(row.source, "row not usable")) for row in rows]
+    questions = Counter((part.file, part.line) for part in task.rows(laid_out))
+    names, renamed = _new_columns(readable, task.labels)
+    columns = dict.fromkeys(column for row in readable for column in row.values)
+    filled = []
+    for row in rows:
+        found = by_row.get(row.source, [])
+        whole = len(found) == questions[row.file, row.line] > 0
+        values = _filled(replace(row, values=row.values or columns), found, names)
+        filled.append(values if whole else {**values, names[-1]: _why(row, trained, lenient)})
     write_rows(target, filled)
     return Predictions(target, len(rows), len(by_row), names, [*findings, *renamed, *more, *unusable, *cut])
+
+
+def _why(row: Row, trained: Trained, section: DataSection) -> str:
+    """What keeps a row, or a question of it, from being used: looked at alone, as findings name the first few only."""
+    if row.unreadable:
+        return f"line {row.line} cannot be read: {row.unreadable}"
+    try:
+        laid_out, found = apply_layout([row], section.layout, section.fields, answers=False)
+    except DataError as error:
+        return str(error)
+    found = [f for f in found if f.code in LEFT_OUT]
+    for part in trained.task.rows(laid_out):
+        found += build_examples(trained.task, [part], section, labelled=False)[1]
+    lines = [line.removeprefix(row.source).removeprefix(": ") for f in found for line in f.examples]
+    return "; ".join(lines) or "it holds no question"
 
 
 def _new_columns(rows: Sequence[Row], labels: Sequence[str]) -> tuple[list[str], list[Finding]]:
@@ -91,14 +115,12 @@ def _new_columns(rows: Sequence[Row], labels: Sequence[str]) -> tuple[list[str],
     return names, [Finding("warning", "columns-renamed", message, len(taken))]
 
 
-def _filled(row: Row, predictions: Sequence[Prediction], names: Sequence[str], why: str) -> dict[str, Any]:
-    """The row with its new columns; lists where the row holds several questions."""
-    prediction, *probabilities, reason = names
+def _filled(row: Row, predictions: Sequence[Prediction], names: Sequence[str]) -> dict[str, Any]:
+    """The row with its new columns but the last; lists where the row holds several questions."""
+    prediction, *probabilities, _ = names
     values = {**row.values, prediction: _one([p.predicted for p in predictions])}
     for i, name in enumerate(probabilities):
         values[name] = _one([round(p.probabilities[i], 6) for p in predictions])
-    if not predictions:
-        values[reason] = why
     return values
 
 
