@@ -276,6 +276,12 @@ def test_evaluate_a_run_and_a_model(place: Place, tunefork: Command) -> None:
     assert bare["test"]["accuracy"]["n"] == 24
 
 
+def test_evaluate_does_not_call_a_figure_of_one_row_exact(place: Place, tunefork: Command) -> None:
+    said = tunefork("evaluate", place.run(), "--test", place.put("a.csv", reviews(1)))
+    assert re.search(r"(0|1)\.000 \(no spread\)", said.out)
+    assert "macro_f1: no spread over resamples of 1 row, which does not make it exact." in said.out
+
+
 def test_evaluate_says_what_it_found_in_the_rows(place: Place, tunefork: Command) -> None:
     long = {"text": "The soup was lovely. " * 400, "label": "good"}
     rows = place.put("a.csv", [*reviews(), long, {"text": "Fine.", "label": "so so"}])

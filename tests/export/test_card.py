@@ -87,6 +87,16 @@ def test_the_card_tells_figures_proof_and_base(run: MakeRun, tmp_path: Path) -> 
     assert f"| train | {result['data']['counts']['train']['rows']} |" in card
 
 
+def test_the_card_does_not_call_a_figure_without_spread_exact(run: MakeRun, tmp_path: Path) -> None:
+    source = shutil.copytree(run("llama", "lora"), tmp_path / "run")
+    result = json.loads((source / "result.json").read_text())
+    result["test"]["macro_f1"] |= {"value": 1.0, "low": 1.0, "high": 1.0, "n": 30}
+    (source / "result.json").write_text(json.dumps(result))
+    card = (export(source, to="adapter", out=tmp_path / "out").path / "README.md").read_text()
+    assert "1.000 (no spread)" in card
+    assert "\n`macro_f1`: no spread over resamples of 30 rows, which does not make it exact. All are right;" in card
+
+
 def test_the_card_tells_the_licence_that_the_bases_card_tells(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     base = shutil.copytree(tiny("llama"), tmp_path / "base")
     recipe = {

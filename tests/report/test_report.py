@@ -156,8 +156,20 @@ def test_an_interval_without_width_is_explained(tmp_path: Path) -> None:
     scores = ("0", "1", "2", "3")
     recipe = {"task": "scoring", "adapter": "none"}
     page = read(runs.make_run(tmp_path / "run", recipe, labels=scores, test=runs.labelled(scores, 1.0, 60, 5)))
-    assert "rule of three" in page.text
-    assert "up to about 5" in page.text
+    assert (
+        "macro-F1: no spread over resamples of 60 rows, which does not make it exact. All are right; up to about 5 %"
+        in (page.text)
+    )
+    assert "quadratic weighted kappa 1.000 (no spread) on 60 test rows" in page.text
+
+
+def test_nothing_is_said_to_be_right_where_nothing_is(tmp_path: Path) -> None:
+    """The kappa of a constant guess is 0 on any rows: it has no spread either."""
+    recipe = {"task": "scoring", "adapter": "none"}
+    test = [Prediction(f"test.csv:{i}", "0", str(i % 2), index=0, gold_index=i % 2) for i in range(40)]
+    page = read(runs.make_run(tmp_path / "run", recipe, labels=("0", "1"), test=test))
+    assert "no spread over resamples of 40 rows" in page.text
+    assert "rule of three" not in page.text
 
 
 def test_one_step(tmp_path: Path) -> None:

@@ -123,8 +123,8 @@ def _show_spread(console: Console, found: SeedsResult) -> None:
 def evaluate(recipe: Recipe, *, origin: Origin, yes: Yes = False, as_json: Json = False) -> None:
     """Measure a run (give its folder), or any --model as it is, on the rows of --test."""
     from tunefork import workflows
-    from tunefork.cli.show import metrics_table, show_findings
-    from tunefork.report.words import duration
+    from tunefork.cli.show import show_findings, show_metrics
+    from tunefork.report.words import count, duration
 
     console = screen(as_json)
     model = recipe.model.name
@@ -134,10 +134,10 @@ def evaluate(recipe: Recipe, *, origin: Origin, yes: Yes = False, as_json: Json 
         model = str(file)
     found = workflows.evaluate(model, recipe=recipe, confirm=confirmer(console, yes, recipe.hosted.limit))
     show_findings(console, [f for f in found.findings if f.level != "info"])
-    console.print(metrics_table({model: found.metrics}))
+    show_metrics(console, {model: found.metrics})
     for note in found.notes:
         console.print(escape(note), soft_wrap=True)
-    console.print(f"{len(found.predictions):,} rows in {duration(found.seconds)}")
+    console.print(f"{count(len(found.predictions), 'row')} in {duration(found.seconds)}")
     if as_json:
         findings = [asdict(f) for f in found.findings]
         figures = {"test": found.metrics, "rows": len(found.predictions), "seconds": found.seconds}

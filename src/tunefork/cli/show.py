@@ -12,6 +12,7 @@ from rich.table import Table
 
 from tunefork.cli.screen import empty_table, escape
 from tunefork.data import Finding
+from tunefork.evaluate.summary import caution
 from tunefork.recipe.load import settings
 from tunefork.report import words
 from tunefork.report.words import duration, size
@@ -71,7 +72,7 @@ def show_findings(console: Console, findings: Sequence[Finding]) -> None:
 def show_result(console: Console, result: Mapping[str, Any], where: str) -> None:
     """The result beside its baselines, with intervals."""
     if result["test"]:
-        console.print(metrics_table({**result["baselines"], "this run": result["test"]}, result.get("metric")))
+        show_metrics(console, {**result["baselines"], "this run": result["test"]}, result.get("metric"))
     else:
         console.print("There were no test rows to measure on; what dev rows show is in the report.", soft_wrap=True)
     memory = result["peak_memory_bytes"]
@@ -82,8 +83,10 @@ def show_result(console: Console, result: Mapping[str, Any], where: str) -> None
     console.print(f"[bold]{escape(where)}[/]  model/ · result.json · report.html", soft_wrap=True)
 
 
-def metrics_table(columns: Mapping[str, Mapping[str, Mapping[str, Any]]], first: str | None = None) -> Table:
-    """{name: {metric: {value, low, high, n}}} with a row a name and a column a metric."""
+def show_metrics(
+    console: Console, columns: Mapping[str, Mapping[str, Mapping[str, Any]]], first: str | None = None
+) -> None:
+    """{name: {metric: {value, low, high, n}}} with a row a name and a column a metric; what is measured comes last."""
     metrics = list(dict.fromkeys(metric for column in columns.values() for metric in column))
     metrics.sort(key=lambda m: m != first)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -91,8 +94,10 @@ def metrics_table(columns: Mapping[str, Mapping[str, Mapping[str, Any]]], first:
     for metric in metrics:
         table.add_column(metric, justify="right")
     for name, column in columns.items():
-        table.add_row(escape(name), *(interval(column.get(metric)) for metric in metrics))
-    return table
+        table.add_row(escape(name), *(interval(column.get(m), "\n" if len(metrics) > 2 else " ") for m in metrics))
+    console.print(table)
+    if said := caution([*columns.values()][-1]):
+        console.print(said, soft_wrap=True)
 
 
 def cell_line(name: str, cell: Cell | None) -> str:
@@ -106,26 +111,31 @@ def cell_line(name: str, cell: Cell | None) -> str:
 
 
 def comparison_table(found: Comparison) -> Table:
-    """Every cell of a comparison with its choosing metric, difference, time and memory."""
-    table = empty_table("", right=(found.metric, "against the best baseline", "time", "peak memory"))
+    """Every cell with its choosing metric, difference to the best baseline, time and memory; intervals a line below.
+
+    Fits 80 columns.
+    """
+    best = next((c.against_best_baseline["baseline"] for c in found.cells if c.against_best_baseline), "best baseline")
+    table = empty_table("", right=(found.metric.replace("_", " "), f"minus {best}", "time", "memory"))
     for cell in found.cells:
-        versus, name = cell.against_best_baseline, escape(cell.name)
-        difference = f"{versus['difference']:+.3f} ({versus['low']:+.3f} to {versus['high']:+.3f})" if versus else ""
-        value = interval(cell.metrics.get(found.metric))
-        cost = (duration(cell.seconds), size(cell.peak_memory_bytes))
-        table.add_row(
-            name, *(("[yellow]failed[/]", "", "", "") if cell.error is not None else (value, difference, *cost))
-        )
+        if cell.error is not None:
+            table.add_row(escape(cell.name), "[yellow]failed[/]")
+            continue
+        versus, difference = cell.against_best_baseline, ""
+        if versus:
+            between = words.interval(versus["low"], versus["high"])
+            difference = f"{words.decimal(versus['difference'], signed=True)}\n[dim]{between}[/]"
+        value = interval(cell.metrics.get(found.metric), "\n")
+        table.add_row(escape(cell.name), value, difference, duration(cell.seconds), size(cell.peak_memory_bytes))
     return table
 
 
-def interval(figure: Mapping[str, Any] | None) -> str:
-    """`0.861 (0.838 to 0.883)`."""
+def interval(figure: Mapping[str, Any] | None, between: str = " ") -> str:
+    """`0.861 (0.838–0.883)`."""
     if figure is None:
         return "–"
-    if figure.get("low") is None or figure.get("high") is None:
-        return f"{figure['value']:.3f}"
-    return f"{figure['value']:.3f} [dim]({figure['low']:.3f} to {figure['high']:.3f})[/]"
+    spread = words.spread(figure)
+    return words.decimal(figure["value"]) + (f"{between}[dim]({spread})[/]" if spread else "")
 
 
 def show_tokens(console: Console, row: ShownRow) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
+from tunefork.data.values import counted
 from tunefork.errors import DataError
 from tunefork.evaluate.harness import LOSS
 from tunefork.metrics import Paired, bootstrap_interval, paired_difference
@@ -22,6 +23,9 @@ class Value(TypedDict):
     low: float
     high: float
     n: int
+
+
+_RIGHT_AT_ONE = {"macro_f1", "balanced_accuracy", "qwk", "kappa"}  # shares have an exact interval, with width
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,20 @@ def measure(task: Task, predictions: Sequence[Prediction], section: EvaluateSect
         )
         found[statistic.name] = Value(value=interval.value, low=interval.low, high=interval.high, n=interval.n)
     return found
+
+
+def caution(figures: Mapping[str, Mapping[str, Any]], named: Callable[[str], str] = str) -> str:
+    """What must be said of metrics whose interval has no width; empty where there are none."""
+    flat = {metric: f for metric, f in figures.items() if f["low"] is not None and f["low"] == f["high"]}
+    if not flat:
+        return ""
+    n = max(int(f["n"]) for f in flat.values())
+    names = ", ".join(named(metric) for metric in flat)
+    text = f"{names}: no spread over resamples of {counted(n, 'row')}, which does not make it exact."
+    if any(f["value"] == 1 and metric in _RIGHT_AT_ONE for metric, f in flat.items()):
+        share = f"{100 * min(1.0, 3 / n):.0f} %"
+        text += f" All are right; up to about {share} of new ones may be wrong (rule of three, for independent rows)."
+    return text
 
 
 def compare_predictions(

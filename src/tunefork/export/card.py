@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from tunefork.evaluate.summary import caution
 from tunefork.evaluate.trained import Trained
 from tunefork.export.proof import Proof
 from tunefork.export.snippet import Artefact, model_class, snippet
@@ -145,7 +146,9 @@ def _metrics(result: Mapping[str, Any]) -> str:
     n = max(int(value["n"]) for value in measured.values())
     return (
         f"On {n:,} test rows that were read once, after training, with {_percent(result)} bootstrap intervals; "
-        "the baselines are measured on the same rows.\n\n" + _table(["", *(f"`{name}`" for name in names)], rows)
+        "the baselines are measured on the same rows.\n\n"
+        + _table(["", *(f"`{name}`" for name in names)], rows)
+        + (f"\n{said}\n" if (said := caution(measured, "`{}`".format)) else "")
     )
 
 
@@ -154,7 +157,8 @@ def _value(figure: Mapping[str, Any] | None) -> str:
         return "–"
     if figure["low"] is None or figure["high"] is None:
         return f"{figure['value']:.3f}"
-    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+    between = "no spread" if figure["low"] == figure["high"] else f"{figure['low']:.3f} to {figure['high']:.3f}"
+    return f"{figure['value']:.3f} ({between})"
 
 
 def _percent(result: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ def render_migration(comparisons: Sequence[Mapping[str, Any]]) -> str:
     found = [{**c, **_said(c), "dots": Markup(_dots(c)), "shown": _rows(c)} for c in comparisons]
     counts = Counter(_OUTCOMES[c["outcome"]] for c in found)
     headline = f"{words.count(len(found), 'model')} compared: " + ", ".join(f"{n} {what}" for what, n in counts.items())
-    view = {"comparisons": found, "headline": headline, "outcomes": _OUTCOMES, "interval": words.interval}
+    view = {"comparisons": found, "headline": headline, "outcomes": _OUTCOMES, "spread": words.spread}
     return environment().get_template("migration.html.j2").render(style=Markup(page_style()), **view).lstrip()
 
 

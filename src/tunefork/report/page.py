@@ -12,12 +12,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from tunefork.evaluate.summary import caution
 from tunefork.recipe.load import settings
 from tunefork.report import figures, words
 from tunefork.report.confusions import find_confusions
 from tunefork.report.examples import show_changes, show_samples
 from tunefork.report.reading import Record, read_record
-from tunefork.report.verdict import Comparison, caution, compare_with_best, headline, sentence
+from tunefork.report.verdict import Comparison, compare_with_best, headline, sentence
 from tunefork.run import RunFolder
 
 _ENVIRONMENT = Environment(
@@ -95,7 +96,7 @@ def _view(record: Record, comparison: Comparison | None) -> dict[str, Any]:
         "headline": headline(record, comparison),
         "outcome": comparison.outcome if comparison is not None else "alone",
         "verdict": sentence(record, comparison),
-        "caution": caution(record),
+        "caution": words.sentence_case(caution(result["test"], words.metric_name)),
         "result": result,
         "metrics": metrics,
         "metric": record.metric,
@@ -124,7 +125,7 @@ def _view(record: Record, comparison: Comparison | None) -> dict[str, Any]:
         "cost": _cost(record),
         "command": f"tunefork train {shlex.quote(str(record.path / 'recipe.yaml'))} --out runs/again",
         "again": f"tunefork report {shlex.quote(str(record.path))}",
-        "interval": words.interval,
+        "spread": words.spread,
         "hosted": "hosted" in result,
     }
 

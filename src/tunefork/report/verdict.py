@@ -63,20 +63,8 @@ def sentence(record: Record, comparison: Comparison | None) -> str:
     best = record.result["baselines"][comparison.baseline][metric]
     only = len([m for m in record.result["baselines"].values() if metric in m]) == 1
     name = words.baseline_in_words(comparison.baseline)
-    them = f"the {'one baseline' if only else 'best baseline'}, {name}, {_value(best)}"
+    them = f"the {'one baseline' if only else 'best baseline'}, {name}, {words.value(best)}"
     return f"{reached}; {them}; {_difference(record, comparison)}."
-
-
-def caution(record: Record) -> str:
-    """What an interval cannot say by itself; empty where it can."""
-    figure = record.result["test"].get(record.metric)
-    if figure is None or figure["low"] != figure["high"]:
-        return ""
-    return (
-        f"The interval has no width because nothing varies over {words.count(figure['n'], 'row')}, which does not say "
-        f"that the next one is like them: up to about {words.percent(min(1.0, 3 / figure['n']))} of all rows may "
-        "differ (rule of three)."
-    )
 
 
 def _outcome(paired: Paired, higher: bool) -> Literal["better", "worse", "unclear"]:
@@ -115,9 +103,4 @@ def _without_test(record: Record, system: str) -> str:
 def _figure(metric: str, figure: Mapping[str, Any]) -> str:
     unit = " nats a token" if metric == "loss" else ""
     article = "a " if metric == "loss" else ""
-    return f"{article}{words.metric_name(metric)}{' of' if metric == 'loss' else ''} {_value(figure)}{unit}"
-
-
-def _value(figure: Mapping[str, Any]) -> str:
-    between = words.interval(figure["low"], figure["high"])
-    return words.decimal(figure["value"]) + (f" ({between})" if between else "")
+    return f"{article}{words.metric_name(metric)}{' of' if metric == 'loss' else ''} {words.value(figure)}{unit}"

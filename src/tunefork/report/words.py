@@ -101,6 +101,18 @@ def interval(low: float | None, high: float | None) -> str:
     return f"{decimal(low)}{' to ' if low < 0 or high < 0 else '–'}{decimal(high)}"
 
 
+def spread(figure: Mapping[str, Any]) -> str:
+    """The interval of a metric; `no spread` where it has no width: the rows say nothing of how it varies."""
+    low, high = figure["low"], figure["high"]
+    return "no spread" if low is not None and low == high else interval(low, high)
+
+
+def value(figure: Mapping[str, Any]) -> str:
+    """`0.861 (0.838–0.883)`."""
+    between = spread(figure)
+    return decimal(figure["value"]) + (f" ({between})" if between else "")
+
+
 def probability(p: float) -> str:
     """`p = 0.03`; below a thousandth only that."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.1 else f"p = {p:.2f}"

@@ -98,11 +98,8 @@ def _unfit(cells: Sequence[Cell], limit: int | None) -> str:
 
 
 def _reached(cell: Cell, metric: str) -> str:
-    figure = cell.metrics[metric]
-    between = words.interval(figure["low"], figure["high"])
-    value = words.decimal(figure["value"]) + (f" ({between})" if between else "")
     cost = f"{words.size(cell.peak_memory_bytes)} and {words.duration(cell.seconds)}"
-    return f"{_named(cell)} reached {words.metric_name(metric)} {value} with {cost}"
+    return f"{_named(cell)} reached {words.metric_name(metric)} {words.value(cell.metrics[metric])} with {cost}"
 
 
 def _named(cell: Cell) -> str:
