@@ -144,6 +144,12 @@ VALUES = (
     Case("--labels without names", lambda p: p.train("--labels", "good,bad"), ("value=name", "'good,bad'")),
     Case("--labels with one name", lambda p: p.train("--labels", "good=x,bad=x"), ("two different",)),
     Case("fractions leave nothing", set_("data.dev_fraction", 0.9), ("`data.dev_fraction`", "less than 0.5")),
+    Case(
+        "a share beside a file",
+        lambda p: p.train("--test", p.rows("test.csv"), "--set", "data.test_fraction=0.3"),
+        ("`data.test_fraction`", "one of the two"),
+    ),
+    Case("revision of a folder", set_("model.revision", "v1"), ("`model.revision`", "'v1'")),
     Case("unknown flag", lambda p: p.train("--lerning-rate", 1), ("No such option", "--learning-rate")),
     Case("unknown command", lambda p: ["trian"], ("No such command", "'train'")),
     Case("a flag without its value", lambda p: ["train", "--task"], ("--task", "requires an argument")),

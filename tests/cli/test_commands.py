@@ -51,7 +51,7 @@ def test_train_from_flags(place: Place, tunefork: Command) -> None:
     assert found["path"] == str(out)
     assert json.loads((out / "result.json").read_text()).items() <= found.items()
     assert (out / "report.html").read_text().startswith("<!")
-    for shown in ("Recipe, as it will run", "2 steps", "forecast", "this run", "majority"):
+    for shown in ("Recipe, as it will run", "2 steps", "forecast", "this run", "majority", "the best baseline"):
         assert shown in said.err
 
 
@@ -216,8 +216,7 @@ def test_patience_that_ends_is_said(place: Place, tunefork: Command) -> None:
     more = ("--max-steps", 30, "--learning-rate", 1e-9, "--set", "train.evaluate_every=1", "--set", "train.patience=2")
     said = tunefork(*place.train(*more))
     assert document(said)["train"]["stopped_early"] is True
-    assert "Stopped early after 2 of 30 steps: dev was best at step 0, and train.patience is 2." in said.err
-    assert "No look at dev was better than the one before training" in said.err
+    assert "Stopped early after 3 of 30 steps: dev was best at step 1, and train.patience is 2." in said.err
 
 
 def test_without_test_rows_there_is_no_empty_table(place: Place, tunefork: Command) -> None:

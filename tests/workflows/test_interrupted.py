@@ -1,4 +1,4 @@
-"""A run that is stopped after its training says how to go on, and goes on."""
+"""A run that is stopped before or after its training says how to go on, and goes on."""
 
 from __future__ import annotations
 
@@ -15,19 +15,29 @@ from tunefork.workflows import Listener
 
 
 class Stop(Listener):
-    """Presses Ctrl-C when the measuring begins."""
+    """Presses Ctrl-C when a stage begins."""
 
-    def __init__(self, presses: int) -> None:
-        self.presses = presses
+    def __init__(self, at: str, presses: int) -> None:
+        self.at, self.presses = at, presses
 
     def stage(self, text: str) -> None:
-        if text == "measuring on the test rows":
+        if text == self.at:
             for _ in range(self.presses):
                 signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("presses", [1, 2])
-def test_ctrl_c_while_measuring_says_how_to_go_on(presses: int, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+STAGES = {
+    "loading the model": r"stopped has taken no step yet; --resume goes on\.$",
+    "measuring on the test rows": r"stopped is trained and not yet measured; --resume goes on\.$",
+}
+
+
+@pytest.mark.parametrize(
+    ("at", "presses"), [("loading the model", 2), *(("measuring on the test rows", n) for n in (1, 2))]
+)
+def test_ctrl_c_outside_training_says_how_to_go_on(
+    at: str, presses: int, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
     recipe = {
         "model": str(tiny("llama")),
         "task": "classification",
@@ -37,6 +47,6 @@ def test_ctrl_c_while_measuring_says_how_to_go_on(presses: int, tiny: Callable[[
     }
     whole = finetune({**recipe, "out": str(tmp_path / "whole")})
     out = str(tmp_path / "stopped")
-    with pytest.raises(Interrupted, match=r"stopped is trained and not yet measured; --resume goes on\.$"):
-        finetune({**recipe, "out": out}, listener=Stop(presses))
+    with pytest.raises(Interrupted, match=STAGES[at]):
+        finetune({**recipe, "out": out}, listener=Stop(at, presses))
     assert finetune({**recipe, "out": out}, resume=True).result["test"] == whole.result["test"]

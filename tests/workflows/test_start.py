@@ -24,8 +24,8 @@ METHODS = ("backprop", "zo")
 
 
 def recipe(model: Path, folder: Path, out: str, **train: Any) -> dict[str, Any]:
-    """Rates at which no prediction changes, unless another is given."""
-    rate = {"max_steps": 4, "evaluate_every": 2, "save_every": 1, "learning_rate": 1e-9}
+    """Rates at which all is unlearned at once, unless another is given."""
+    rate = {"max_steps": 4, "evaluate_every": 2, "save_every": 1, "learning_rate": 0.99, "warmup": 0.0}
     return {
         "model": str(model),
         "task": {"name": "classification", "form": "head"},
@@ -34,7 +34,7 @@ def recipe(model: Path, folder: Path, out: str, **train: Any) -> dict[str, Any]:
         "train": {**rate, **train},
         "evaluate": {"baselines": [], "bootstrap": 100},
         "out": str(folder / out),
-        **({"zo": {"epsilon": 1e-3}} if train.get("method") == "zo" else {}),
+        **({"zo": {"epsilon": 1e-3}, "seed": 3} if train.get("method") == "zo" else {}),
     }
 
 
@@ -58,6 +58,12 @@ def test_where_nothing_gets_better_the_start_is_kept(method: str, tiny: Callable
         again = replay(tiny("llama"), export(done.path, to="trajectory").path, tmp_path / "again")
         ours, theirs = weights(done.path), load_file(again.path / "adapter_model.safetensors")
         assert again.step == 0 and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_of_equals_the_trained_one_is_kept(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    found = finetune(recipe(tiny("llama"), tmp_path, "a", learning_rate=1e-9)).result["train"]
+    assert [(look["step"], look["better"]) for look in found["looks"]] == [(0, True), (2, True), (4, False)]
+    assert found["weights_from_step"] == 2 and not any("better than the one before" in note for note in found["notes"])
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -311,9 +311,11 @@ def tasks(as_json: Json = False) -> None:
     if as_json:
         emit([asdict(info) for info in list_tasks()])
         return
-    table = empty_table("task", "kind", "metric", "what it asks", "from")
+    table = empty_table("task", "kind", "metric", "what it asks, and from where")
+    table.columns[0].no_wrap = True  # a name to be typed
     for info in list_tasks():
-        table.add_row(info.name, info.kind, info.metric, escape(info.summary), escape(info.source))
+        asks = f"{escape(info.summary)}\n[dim]{escape(info.source)}[/]" if info.source else escape(info.summary)
+        table.add_row(info.name, info.kind, info.metric, asks)
     screen(False).print(table)
 
 
@@ -354,7 +356,7 @@ def doctor(as_json: Json = False) -> None:
     else:
         console = screen(False)
         for check in checks:
-            mark = "[green]ok[/]  " if check.ok else "[red]no[/]  "
+            mark = {True: "[green]ok[/]  ", False: "[red]no[/]  ", None: "[dim]-[/]   "}[check.ok]
             console.print(f"{mark}{check.name:16} {escape(check.says)}", soft_wrap=True)
-    if not all(check.ok for check in checks):
+    if any(check.ok is False for check in checks):
         raise typer.Exit(1)

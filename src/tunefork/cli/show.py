@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -14,8 +15,9 @@ from tunefork.cli.screen import empty_table, escape
 from tunefork.data import Finding
 from tunefork.evaluate.summary import caution
 from tunefork.recipe.load import settings
-from tunefork.report import words
+from tunefork.report import verdict, words
 from tunefork.report.words import duration, size
+from tunefork.run import RunFolder
 from tunefork.workflows.advice import Cell
 from tunefork.workflows.compare import Comparison
 from tunefork.workflows.finetune import Plan
@@ -73,6 +75,7 @@ def show_result(console: Console, result: Mapping[str, Any], where: str) -> None
     """The result beside its baselines, with intervals."""
     if result["test"]:
         show_metrics(console, {**result["baselines"], "this run": result["test"]}, result.get("metric"))
+        console.print(escape(verdict(RunFolder.open(Path(where), write=False))), soft_wrap=True)
     else:
         console.print("There were no test rows to measure on; what dev rows show is in the report.", soft_wrap=True)
     memory = result["peak_memory_bytes"]

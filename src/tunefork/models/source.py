@@ -44,11 +44,21 @@ def find_source(name: str, revision: str | None) -> Source:
         return Source(Path(str(files("tunefork") / "assets" / "fork-tiny")))
     folder = Path(name).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise MissingFileError(
+                f"`model.revision` must be a version of a hub model. Received {revision!r} with the folder {name!r}. "
+                "Try leaving it out."
+            )
         _check_folder(folder)
         return Source(folder.resolve())
     if folder.exists():
         raise MissingFileError(
             f"`model.name` must be a folder or hub name. Received the file {name!r}. Try its folder."
+        )
+    if folder.parent != Path() and (folder.parent.is_dir() or folder.parts[0] == "runs"):  # what is meant is a path
+        raise MissingFileError(
+            f"A model or run must be a folder that is there, or a hub name. Received {name!r}: the folder "
+            f"`{folder.parent}` has none of that name.{_near(folder) or ' Try another name.'}"
         )
     if not _HUB_NAME.fullmatch(name):
         raise MissingFileError(
@@ -177,11 +187,6 @@ def _near(folder: Path) -> str:
 
 
 def _unreachable(name: str, folder: Path, error: BaseException) -> MissingFileError:
-    if folder.parent.is_dir() and str(folder.parent) != ".":  # what is meant is a path
-        return MissingFileError(
-            f"A model or run must be a folder that is there, or a hub name. Received {name!r}: the folder "
-            f"`{folder.parent}` has none of that name, nor has the hub.{_near(folder) or ' Try another name.'}"
-        )
     if isinstance(error, LocalEntryNotFoundError):
         why = "it is not in the cache, and the hub is not asked (offline) or does not answer"
     elif isinstance(error, RepositoryNotFoundError):

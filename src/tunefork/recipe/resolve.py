@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunefork.errors import RecipeError
-from tunefork.recipe.schema import AdapterSection, Recipe
+from tunefork.recipe.schema import AdapterSection, DataSection, Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +154,13 @@ def _refuse_unread(recipe: Recipe, adapter: str, is_lora: bool, now: Situation) 
                 f"`adapter.{name}` must be read by the adapter. Received {given!r} with adapter {adapter}"
                 f"{' (auto)' * (own.name == 'auto')}. "
                 f"Try --adapter {'prefix' if name == 'prefix_tokens' else 'lora'}, or leave it out."
+            )
+    for split, share in (("dev", recipe.data.dev_fraction), ("test", recipe.data.test_fraction)):
+        name = f"{split}_fraction"
+        if getattr(recipe.data, split) is not None and share not in (0, getattr(DataSection(), name)):
+            raise RecipeError(
+                f"`data.{name}` is a share of the training rows, for want of a file. Received {share:g} beside "
+                f"`data.{split}`. Try one of the two."
             )
     if recipe.train.head_start != "probe" and now.form != "head":
         raise RecipeError(

@@ -2,5 +2,6 @@
 
 from tunefork.report.migration import render_migration
 from tunefork.report.page import render_report, write_report
+from tunefork.report.verdict import verdict
 
-__all__ = ["render_migration", "render_report", "write_report"]
+__all__ = ["render_migration", "render_report", "verdict", "write_report"]

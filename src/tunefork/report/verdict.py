@@ -9,7 +9,8 @@ from typing import Any, Literal
 from tunefork.evaluate.summary import Change, compare_predictions, gained_lost
 from tunefork.metrics import Paired
 from tunefork.report import words
-from tunefork.report.reading import Record
+from tunefork.report.reading import Record, read_record
+from tunefork.run import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,13 @@ class Comparison:
     gained: list[Change]  # rows the run answers better, largest difference first
     lost: list[Change]
     outcome: Literal["better", "worse", "unclear"]  # unclear unless interval and p-value agree on a difference
+
+
+def verdict(run: RunFolder) -> str:
+    """The outcome of a finished run as the report says it, headline and sentence."""
+    record = read_record(run)
+    comparison = compare_with_best(record)
+    return f"{headline(record, comparison)}. {sentence(record, comparison)}"
 
 
 def compare_with_best(record: Record) -> Comparison | None:

@@ -123,7 +123,9 @@ def train(
     def look_now() -> None:
         assert look is not None
         metric, value, higher, metrics = look(model, interrupt)
-        better = progress.best_value is None or (value > progress.best_value if higher else value < progress.best_value)
+        best = progress.best_value
+        better = best is None or (value > best if higher else value < best)
+        better = better or (value == best and progress.best_step == 0)  # of the start and its equal, what was trained
         if better:
             progress.best_step, progress.best_value, progress.looks_without_better = progress.step, value, 0
         else:

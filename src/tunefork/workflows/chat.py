@@ -109,7 +109,7 @@ class _Unheard(StoppingCriteria):
 
 
 def _load(model: str | Path, device: str) -> Trained:
-    if is_trained(model):
+    if is_trained(model) or (Path(model) / "recipe.yaml").is_file():  # a run without a model is refused in loading
         trained = load_trained(model, device)
         if trained.task.form != "chat":
             raise UnsupportedError(

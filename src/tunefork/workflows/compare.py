@@ -153,7 +153,8 @@ def _asked(
     """What decides every cell, as JSON gives it back. Where the comparison lies is no part of it."""
     cells = {name: {**tree, "out": None} for name, tree in {**baselines, **trained}.items()}
     rows = {name: fingerprint_rows(rows) for name, rows in job.rendered.items()}
-    return json.loads(json.dumps({"cells": cells, "rows": rows, "memory_limit_bytes": memory_limit}))
+    asked = {"cells": cells, "rows": rows, "model": job.facts.fingerprint, "memory_limit_bytes": memory_limit}
+    return json.loads(json.dumps(asked))
 
 
 def _supported(recipe: Recipe, job: Job) -> dict[str, dict[str, Any]]:

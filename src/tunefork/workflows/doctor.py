@@ -30,7 +30,7 @@ class Check:
     """One line of the doctor's findings."""
 
     name: str
-    ok: bool
+    ok: bool | None  # None: an extra that is not installed, which is no fault
     says: str
 
 
@@ -44,7 +44,7 @@ def doctor() -> list[Check]:
         says = ", ".join(f"{package} {installed(package)}" for package in packages)
         if missing:
             says = f"without {', '.join(missing)}; pip install 'tunefork[{extra}]' adds it"
-        checks.append(Check(f"extra {extra}", True, says))
+        checks.append(Check(f"extra {extra}", None if missing else True, says))
     checks.append(Check("device", True, _device()))
     checks.append(Check("threads", True, f"{torch.get_num_threads()} of {os.cpu_count()} cores"))
     checks.append(Check("memory", True, _memory()))

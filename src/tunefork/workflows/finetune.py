@@ -198,32 +198,33 @@ def _run(run: RunFolder, plan: Plan, resumed: Loaded | None, listener: Listener,
     asking = job.asking(interrupt.check)
     on_event = log_to(run, listener, recipe.train.tensorboard)
 
-    listener.stage("loading the model")
     with PeakMeter(job.device) as memory:
-        model = load_model(
-            job.facts,
-            form=job.task.form,
-            labels=job.task.labels,
-            adapter=recipe.adapter,
-            device=job.device,
-            dtype=torch_dtype(recipe.model.dtype),
-            seed=recipe.seed,
-            activation_checkpointing=bool(recipe.train.activation_checkpointing),
-            frozen=not method_info(recipe.train.method).needs_backward,
-            prefix_examples=_prefix_examples(job),
-        )
-        probe = recipe.train.head_start == "probe" and job.task.form == "head"
-        if run.trajectory_path.exists():
-            put_start(model, open_trajectory(run.trajectory_path))
-        elif probe and not has_trained_head(job.facts, job.task.labels):
-            listener.stage(start_head_from_probe(model, asking, job.rendered["train"], recipe.seed))
+        with _goes_on(run, "has taken no step yet" if resumed is None else "is as it was"):
+            listener.stage("loading the model")
+            model = load_model(
+                job.facts,
+                form=job.task.form,
+                labels=job.task.labels,
+                adapter=recipe.adapter,
+                device=job.device,
+                dtype=torch_dtype(recipe.model.dtype),
+                seed=recipe.seed,
+                activation_checkpointing=bool(recipe.train.activation_checkpointing),
+                frozen=not method_info(recipe.train.method).needs_backward,
+                prefix_examples=_prefix_examples(job),
+            )
+            probe = recipe.train.head_start == "probe" and job.task.form == "head"
+            if run.trajectory_path.exists():
+                put_start(model, open_trajectory(run.trajectory_path))
+            elif probe and not has_trained_head(job.facts, job.task.labels):
+                listener.stage(start_head_from_probe(model, asking, job.rendered["train"], recipe.seed))
         model, trained = _train(run, job, model, asking, resumed, on_event, interrupt)
     peak = memory.value
     with staged_folder(run.model_path) as folder:
         save_artefact(model, job.tokenizer, job.facts, folder, _rendering(job))
 
     started = time.perf_counter()
-    with _goes_on(run):
+    with _goes_on(run, "is trained and not yet measured"):
         listener.stage("measuring on the test rows")
         test = job.examples["test"]
         chat = job.task.form == "chat"  # replies are long, but whether they end by themselves is worth it once
@@ -283,14 +284,12 @@ def keep_result(
 
 
 @contextlib.contextmanager
-def _goes_on(run: RunFolder) -> Iterator[None]:
-    """Says how to go on where a run is stopped after its training."""
+def _goes_on(run: RunFolder, state: str) -> Iterator[None]:
+    """Says how to go on where a run is stopped before its training or after it."""
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as stop:
-        raise Interrupted(
-            f"{str(stop) or 'Stopped.'} {run.path} is trained and not yet measured; --resume goes on."
-        ) from None
+        raise Interrupted(f"{str(stop) or 'Stopped.'} {run.path} {state}; --resume goes on.") from None
 
 
 def finish_report(run: RunFolder) -> None:
