@@ -39,12 +39,20 @@ class Answers:
         self._pieces: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
 
-    def add(self, prompt: tuple[int, ...], samplings: Iterable[Sampling], *, read_prompt: bool = False) -> None:
+    def add(
+        self,
+        prompt: tuple[int, ...],
+        samplings: Iterable[Sampling],
+        *,
+        read_prompt: bool = False,
+        special: bool = False,
+    ) -> None:
         """Answers to one prompt, at least one."""
         self.prompt_tokens += len(prompt)
         for sampling in samplings:
             tell = self._listener(len(self.rows))
-            self.rows.append(Row(prompt, sampling, self.voice.tokenizer, (), tell, read_prompt=read_prompt))
+            row = Row(prompt, sampling, self.voice.tokenizer, (), tell, read_prompt=read_prompt, special=special)
+            self.rows.append(row)
 
     def start(self, engine: Engine) -> None:
         """Raises ApiError where the server is overloaded."""

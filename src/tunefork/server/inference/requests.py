@@ -91,7 +91,7 @@ class Asked(Body):
 
 class ChatAsked(Asked):
     UNUSED = (
-        *("audio", "metadata", "moderation", "parallel_tool_calls", "prediction", "prompt_cache_key", "user"),
+        *("audio", "metadata", "moderation", "prediction", "prompt_cache_key", "user"),
         *("prompt_cache_options", "prompt_cache_retention", "reasoning_effort", "safety_identifier", "service_tier"),
         *("store", "verbosity", "web_search_options"),
     )
@@ -104,13 +104,13 @@ class ChatAsked(Asked):
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     functions: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=128)] | None = None  # as tools once were
     function_call: Literal["none", "auto"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
     modalities: list[Literal["text", "audio"]] | None = None
 
     audio: Audio | None = None
     metadata: Metadata | None = None
     moderation: Moderation | None = None
-    parallel_tool_calls: bool | None = None
     prediction: Prediction | None = None
     prompt_cache_key: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
@@ -137,6 +137,23 @@ class ChatAsked(Asked):
             return []
         return [*(self.tools or ()), *({"type": "function", "function": f} for f in self.functions or ())]
 
+    @property
+    def forced(self) -> str | None:
+        """The tool that must be called, "" for any of several; None where an answer will do as well."""
+        chosen = self.tool_choice or self.function_call
+        names = [tool["function"]["name"] for tool in self.offered]
+        if chosen == "required" and names:
+            return names[0] if len(names) == 1 else ""
+        if isinstance(chosen, dict):
+            named = chosen.get("function", {}) if self.tool_choice else chosen
+            if isinstance(named, dict) and named.get("name") in names:
+                return named["name"]
+        if chosen not in (None, "none", "auto"):
+            param = "tool_choice" if self.tool_choice else "function_call"
+            message = f"Invalid '{param}': a tool that must be called has to be a function that is offered."
+            raise ApiError(message, param=param, code="invalid_value")
+        return None
+
     def check(self) -> None:
         """Raises ApiError for what would be promised and not held, and for what cannot be meant."""
         check_messages(self.messages)
@@ -151,10 +168,6 @@ class ChatAsked(Asked):
         if "audio" in (self.modalities or ()):
             message = "Answers are text here: 'modalities' must be ['text']."
             raise ApiError(message, param="modalities", code="unsupported_value")
-        for name in ("tool_choice", "function_call"):
-            if getattr(self, name) not in (None, "none", "auto"):
-                message = f"No tool can be forced here: '{name}' must be 'none' or 'auto'."
-                raise ApiError(message, param=name, code="unsupported_value")
 
 
 class TextAsked(Asked):

@@ -61,10 +61,12 @@ class Row:
         tell: Callable[[Piece], None],
         *,
         read_prompt: bool = False,
+        special: bool = False,
     ) -> None:
-        """`tell` hears every piece. `read_prompt`: the first piece has the tokens of the prompt."""
+        """`tell` hears every piece. `read_prompt`: the first piece has the tokens of the prompt. `special`: special
+        tokens are told as text."""
         self.prompt, self.sampling, self.tokenizer, self.ends, self.tell = prompt, sampling, tokenizer, ends, tell
-        self.read_prompt = read_prompt
+        self.read_prompt, self.special = read_prompt, special
         self.generated: list[int] = []
         self.done = self.failed = False
         self._generator: torch.Generator | None = None
@@ -144,8 +146,8 @@ class Row:
 
     def _new_text(self) -> str:
         """What the last token adds; nothing while it ends in a part of a character."""
-        before = self._decoded(self.generated[self._from : self._told])
-        after = self._decoded(self.generated[self._from :])
+        before = self._decoded(self.generated[self._from : self._told], special=self.special)
+        after = self._decoded(self.generated[self._from :], special=self.special)
         if after.endswith("\ufffd"):
             return ""
         self._from, self._told = self._told, len(self.generated)
