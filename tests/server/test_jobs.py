@@ -18,9 +18,9 @@ REPLY = {"role": "assistant", "content": "Hello"}
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+def client(tmp_path_factory: pytest.TempPathFactory, database: str | None) -> Iterator[openai.OpenAI]:
     catalogue = Catalogue(aliases={"gpt-4o-mini": "fork-tiny"})
-    with serving(settings_in(tmp_path_factory.mktemp("data"), catalogue=catalogue)) as url:
+    with serving(settings_in(tmp_path_factory.mktemp("data"), catalogue=catalogue, database=database)) as url:
         yield client_of(url)
 
 

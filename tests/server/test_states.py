@@ -20,9 +20,10 @@ from tunefork.server.store import Job, new_id
 STATES = ("validating_files", "queued", "running", "pausing", "paused", "succeeded", "failed", "cancelled")
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(settings_in(tmp_path / "data"))
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    database = request.getfixturevalue("new_postgres")() if request.param == "postgres" else None
+    store = Store(settings_in(tmp_path / "data", database=database))
     yield store
     store.close()
 

@@ -12,6 +12,12 @@ import typer
 from tunefork.cli.screen import Json, emit, empty_table, escape, screen
 
 Data = Annotated[Path, typer.Option("--data", help="the server's folder: database, files, jobs")]
+Database = Annotated[
+    str | None,
+    typer.Option(
+        "--database", envvar="TUNEFORK_DATABASE", help="URL of a PostgreSQL; a sqlite file in --data if absent"
+    ),
+]
 HERE = Path("tunefork-data")
 keys_app = typer.Typer(help="API keys of `tunefork serve`.", no_args_is_help=True)
 
@@ -20,6 +26,7 @@ def serve(
     host: Annotated[str, typer.Option("--host", help="beyond this machine only with a key")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
     data: Data = HERE,
+    database: Database = None,
     models: Annotated[Path | None, typer.Option("--models", help="models.yaml; without it the embedded model")] = None,
     slots: Annotated[int, typer.Option("--slots", min=0, help="jobs that train at the same time")] = 1,
     recover: Annotated[bool, typer.Option("--recover", help="build a lost database again from --data")] = False,
@@ -27,13 +34,14 @@ def serve(
     """A fine-tuning service that the official openai client drives unchanged."""
     from tunefork import server
 
-    server.serve(data=data, host=host, port=port, models=models, slots=slots, recover=recover)
+    server.serve(data=data, database=database, host=host, port=port, models=models, slots=slots, recover=recover)
 
 
 @keys_app.command("create")
 def create(
     project: Annotated[str, typer.Option("--project", help="whose files, jobs and models it opens")],
     data: Data = HERE,
+    database: Database = None,
     name: Annotated[str, typer.Option("--name", help="to tell keys apart")] = "",
     scopes: Annotated[str | None, typer.Option("--scopes", help="comma-separated; all when absent")] = None,
     as_json: Json = False,
@@ -42,7 +50,7 @@ def create(
     from tunefork import server
 
     chosen = [scope.strip() for scope in scopes.split(",")] if scopes is not None else server.SCOPES
-    secret, row = server.create_key(server.open_store(data), project=project, name=name, scopes=chosen)
+    secret, row = server.create_key(server.open_store(data, database), project=project, name=name, scopes=chosen)
     if as_json:
         emit({"key": secret, "id": row.id, "project": row.project_id, "scopes": row.scopes})
         return
@@ -51,11 +59,11 @@ def create(
 
 
 @keys_app.command("list")
-def list_(data: Data = HERE, as_json: Json = False) -> None:
+def list_(data: Data = HERE, database: Database = None, as_json: Json = False) -> None:
     """The keys there are; what they are is not kept."""
     from tunefork import server
 
-    rows = server.list_keys(server.open_store(data))
+    rows = server.list_keys(server.open_store(data, database))
     if as_json:
         fields = ("id", "project_id", "name", "scopes", "created_at", "revoked_at")
         emit([{field: getattr(row, field) for field in fields} for row in rows])
@@ -70,12 +78,12 @@ def list_(data: Data = HERE, as_json: Json = False) -> None:
 
 
 @keys_app.command("revoke")
-def revoke(id: Annotated[str, typer.Argument(help="as `tunefork keys list` shows it")], data: Data = HERE) -> None:
+def revoke(
+    id: Annotated[str, typer.Argument(help="as `tunefork keys list` shows it")],
+    data: Data = HERE,
+    database: Database = None,
+) -> None:
     """From now on the key opens nothing."""
     from tunefork import server
 
-    server.revoke_key(server.open_store(data), id)
-
-
-def _day(seconds: int | None) -> str:
-    return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}" if seconds else ""
+    server.revoke_key(server.open_store(data, database), id)

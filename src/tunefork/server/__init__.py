@@ -41,15 +41,16 @@ __all__ = [
 _log = logging.getLogger("tunefork.server")
 
 
-def open_store(data: Path) -> Store:
+def open_store(data: Path, database: str | None = None) -> Store:
     """The store of a data folder, for the commands that manage keys; a server may be running on it."""
     make_folder(data)
-    return Store(Settings(data=data.resolve()))
+    return Store(Settings(data=data.resolve(), database=database))
 
 
 def serve(
     *,
     data: Path = Path("tunefork-data"),
+    database: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     models: Path | None = None,
@@ -58,16 +59,17 @@ def serve(
 ) -> None:
     """Serves until Ctrl-C or SIGTERM; running jobs then keep their last step and go on at the next start.
 
-    `models` is models.yaml; without it the embedded model is offered. Raises RecipeError for an address beyond this
+    `database` is the URL of a PostgreSQL in place of a sqlite file in `data`: several servers may share both. `models`
+    is models.yaml; without it the embedded model is offered. Raises RecipeError for an address beyond this
     machine while there is no key, RunError for a damaged database or a data folder that another server uses.
     """
     os.umask(0o077)  # what clients send is nobody else's business on this machine
     make_folder(data)
     data = data.resolve()
     catalogue = load_catalogue(models) if models is not None else Catalogue()
-    settings = Settings(data=data, host=host, port=port, slots=slots, catalogue=catalogue)
+    settings = Settings(data=data, database=database, host=host, port=port, slots=slots, catalogue=catalogue)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    lock = FolderLock(data)
+    lock = FolderLock(data) if database is None else None
     try:
         make_folder(data / "tmp")
         tempfile.tempdir = str(data / "tmp")  # where bodies are spooled: the disk that has the room, not memory
@@ -90,4 +92,5 @@ def serve(
         uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=10)
         store.close()
     finally:
-        lock.release()
+        if lock:
+            lock.release()

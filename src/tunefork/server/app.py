@@ -32,7 +32,8 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        clean_leftovers(settings.blobs_path)
+        if not store.shared:  # else they may be what another server is writing
+            clean_leftovers(settings.blobs_path)
         server.queue.start()
         yield
         await run_in_threadpool(server.engine.close)

@@ -1,4 +1,4 @@
-"""The store: one row a key, file, upload, job, event, model. Sqlite in WAL mode, or whatever else SQLAlchemy drives."""
+"""The store: one row a key, file, upload, job, event, model. Sqlite in WAL mode, or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -10,11 +10,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Integer, UniqueConstraint, create_engine, event, inspect, text
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Connection,
+    ForeignKey,
+    Integer,
+    UniqueConstraint,
+    create_engine,
+    event,
+    func,
+    inspect,
+    select,
+    text,
+)
+from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from tunefork.errors import RunError
+from tunefork.errors import MissingExtraError, RecipeError, RunError
 from tunefork.server.settings import Settings
 
 SCHEMA = 1
@@ -172,11 +185,24 @@ class Store:
     def __init__(self, settings: Settings, *, check: bool = True) -> None:
         """Opens the database; with `check` it is made where it is missing, and read through for damage.
 
-        Raises RunError for one that is damaged or of another version.
+        Raises RunError for one that is damaged or of another version, RecipeError for a URL of no PostgreSQL.
         """
-        self.engine = create_engine(settings.database_url)
+        try:
+            self.engine = create_engine(settings.database_url)
+        except ImportError as error:
+            raise MissingExtraError(error.name or "psycopg", "server-postgres", "`--database`") from None
+        except ArgumentError:
+            raise _other_database() from None
+        self.shared = settings.database is not None
+        if self.shared and self.engine.dialect.name != "postgresql":
+            raise _other_database()
+        self._holder: Connection | None = None
         self._writing = self.engine.execution_options(write=True)
-        if self.engine.dialect.name == "sqlite":
+        if self.shared:
+            self._reading = self.engine.execution_options(isolation_level="REPEATABLE READ")
+            event.listen(self.engine, "begin", _begin_postgres)
+        else:
+            self._reading = self.engine
             event.listen(self.engine, "connect", _connect_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
         if not check:
@@ -185,27 +211,27 @@ class Store:
             self._check(settings)
         except OperationalError as error:
             raise RunError(
-                f"The database {settings.database_url} must be writable, and free. Received: {error.orig}. "
+                f"The database {self.engine.url} must be there, writable, and free. Received: {error.orig}. "
                 "Try again, or another --data."
             ) from error
         except DatabaseError as error:
             raise RunError(
-                f"The database {settings.database_url} must be whole. Received: {error.orig}. Try a backup, or "
+                f"The database {self.engine.url} must be whole. Received: {error.orig}. Try a backup, or "
                 "`tunefork serve --recover`, which builds it again from the folders beside it."
             ) from error
 
     def _check(self, settings: Settings) -> None:
         with self.engine.connect() as connection:
-            if self.engine.dialect.name == "sqlite":
+            if not self.shared:
                 found = connection.execute(text("PRAGMA quick_check(1)")).scalar_one()
                 if found != "ok":
                     raise RunError(
                         f"The database {settings.database_path} must be whole. Received: {found}. Try a backup, or "
                         "`tunefork serve --recover`, which builds it again from the folders beside it."
                     )
-        new = not inspect(self.engine).has_table(Schema.__tablename__)
-        Row.metadata.create_all(self.engine)
         with self.write() as db:
+            new = not inspect(db.connection()).has_table(Schema.__tablename__)
+            Row.metadata.create_all(db.connection())
             if new:
                 db.add(Schema(version=SCHEMA))
             version = db.query(Schema.version).scalar()
@@ -214,7 +240,7 @@ class Store:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        with Session(self.engine) as db:
+        with Session(self._reading) as db:
             yield db
 
     @contextmanager
@@ -223,8 +249,40 @@ class Store:
         with Session(self._writing, expire_on_commit=False) as db, db.begin():
             yield db
 
+    def hold(self, id: str) -> bool:
+        """Shows other servers on this store that a job runs here, until `release` or the end of this process, however
+        it ends. False where another server has it."""
+        return self._held(func.pg_try_advisory_lock, id)
+
+    def release(self, id: str) -> None:
+        self._held(func.pg_advisory_unlock, id)
+
+    def is_held(self, db: Session, id: str) -> bool:
+        """Whether a server that lives runs the job."""
+        return self.shared and not db.scalar(select(func.pg_try_advisory_xact_lock(func.hashtext(id))))
+
+    def _held(self, change: Any, id: str) -> bool:
+        """A lock belongs to a connection: one is kept for all of them. Where it breaks, jobs are taken for left."""
+        if not self.shared:
+            return True
+        self._holder = self._holder or self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        try:
+            return bool(self._holder.scalar(select(change(func.hashtext(id)))))
+        except DatabaseError:
+            self._holder.close()
+            self._holder = None
+            raise
+
     def close(self) -> None:
+        if self._holder is not None:
+            self._holder.close()
         self.engine.dispose()
+
+
+def _other_database() -> RecipeError:
+    return RecipeError(
+        "`--database` must be the URL of a PostgreSQL. Received another. Try postgresql+psycopg://USER@HOST/NAME."
+    )
 
 
 def _connect_sqlite(connection: Any, record: Any) -> None:
@@ -237,3 +295,9 @@ def _begin_sqlite(connection: Any) -> None:
     """A transaction that will write takes the lock at once: two that read first and write later would deadlock."""
     write = connection.get_execution_options().get("write")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _begin_postgres(connection: Connection) -> None:
+    """One transaction at a time may write, of all servers, as in sqlite."""
+    if connection.get_execution_options().get("write"):
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(0, 0)")  # apart from the one number of a job

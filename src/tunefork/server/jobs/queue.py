@@ -117,6 +117,9 @@ class JobQueue:
         while len(self.workers) < self.settings.slots and not self._ending.is_set() and self._has_room():
             with self.store.write() as db:
                 claimed = claim(db, exclude=self.workers)
+                if claimed and not self.store.hold(claimed[0]):
+                    db.rollback()  # the server that had it has not let go of it yet
+                    claimed = None
             if claimed is None:
                 break
             self._start(*claimed)
@@ -135,6 +138,8 @@ class JobQueue:
             valid = check_file(folder / VALID, "validation")
             error, problems = valid.error(job.validation_file, kind, 1), valid.problems
         with self.store.write() as db:
+            if db.scalar(select(Job.status).where(Job.id == id)) != VALIDATING:
+                return  # it was steered, or another server has validated it
             if error is not None:
                 if move(db, id, FAILED, since=VALIDATING, error=error):
                     for problem in problems[1:]:
@@ -190,19 +195,22 @@ class JobQueue:
                 worker.process.stdin.close()
                 self._after(id, worker.attempt, _how(code))  # where it raises, the next look is another try
                 del self.workers[id]
+                self.store.release(id)
             elif states.get(id) != (RUNNING, worker.attempt):
                 worker.stop()
 
     def _adopt(self) -> None:
-        """Jobs that ran under a former server are queued again."""
+        """Jobs that ran under a server that has ended are queued again."""
         query = select(Job.id, Job.status).where(Job.status.in_((RUNNING, PAUSING)), Job.id.not_in(self.workers))
         with self.store.read() as db:
             left = db.execute(query).all()
         for id, status in left:
             with self.store.write() as db:
+                if self.store.is_held(db, id):
+                    continue
                 if status == PAUSING:
                     _paused(db, id)
-                elif move(db, id, QUEUED):
+                elif move(db, id, QUEUED, since=status):
                     tell(db, id, "The job was left without a worker; it goes on from its last checkpoint", "warn")
 
     def _has_room(self) -> bool:
@@ -259,5 +267,5 @@ def _how(code: int) -> str:
 
 
 def _paused(db: Session, id: str) -> None:
-    move(db, id, PAUSED)
-    tell(db, id, "The job is paused")
+    if move(db, id, PAUSED, since=PAUSING):
+        tell(db, id, "The job is paused")
