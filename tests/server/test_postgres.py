@@ -14,10 +14,10 @@ import openai
 import pytest
 
 from tests.server.clients import promise
-from tests.server.scenes import client_of, rows, server_process, settings_in, wait_for
+from tests.server.scenes import client_of, rows, server_process, serving, settings_in, wait_for
 from tunefork.errors import RecipeError
 from tunefork.server import Store
-from tunefork.server.store import Job
+from tunefork.server.store import File, Job
 
 CHOSEN = {"n_epochs": 8, "batch_size": 2}  # 40 steps, 8 checkpoints
 ENDED = ("succeeded", "failed", "cancelled")
@@ -130,6 +130,27 @@ def test_writers_wait_for_each_other_and_readers_see_one_state(tmp_path: Path, n
     with store.read() as db:
         assert db.query(Job).count() == 16
     store.close()
+
+
+def test_what_postgres_cannot_keep_is_refused_and_late_times_are_kept(
+    tmp_path: Path, new_postgres: Callable[[], str]
+) -> None:
+    settings = settings_in(tmp_path, database=new_postgres())
+    with serving(settings) as url:
+        client = client_of(url)
+        file = client.files.create(file=("t.jsonl", rows()), purpose="fine-tune").id
+        for refused in (
+            lambda: client.files.retrieve("\0"),
+            lambda: client.fine_tuning.jobs.create(model="fork-tiny", training_file=file, suffix="\0"),
+            lambda: client.files.list(purpose="\0"),
+        ):
+            with pytest.raises(openai.BadRequestError, match="no NUL character"):
+                refused()
+        store = Store(settings)
+        with store.write() as db:
+            db.query(File).update({"expires_at": 2**33})  # the year 2242
+        store.close()
+        assert client.files.retrieve(file).expires_at == 2**33
 
 
 @pytest.mark.parametrize("url", ["sqlite:///other.db", "nothing at all", "oracledb5://x"])

@@ -60,8 +60,8 @@ def serve(
     """Serves until Ctrl-C or SIGTERM; running jobs then keep their last step and go on at the next start.
 
     `database` is the URL of a PostgreSQL in place of a sqlite file in `data`: several servers may share both. `models`
-    is models.yaml; without it the embedded model is offered. Raises RecipeError for an address beyond this
-    machine while there is no key, RunError for a damaged database or a data folder that another server uses.
+    is models.yaml; without it the embedded model is offered. Raises RecipeError for an address beyond this machine
+    while there is no key, RunError for a damaged database or a data folder that another server uses.
     """
     os.umask(0o077)  # what clients send is nobody else's business on this machine
     make_folder(data)
@@ -74,11 +74,12 @@ def serve(
         make_folder(data / "tmp")
         tempfile.tempdir = str(data / "tmp")  # where bodies are spooled: the disk that has the room, not memory
         if recover:
-            aside = set_aside(settings)
+            aside = set_aside(settings) if database is None else None
             store = Store(settings)
             found = _recover(settings, store)
             _log.warning("rebuilt %(files)d files and %(jobs)d jobs from their folders; make new API keys", found)
-            _log.warning("the former database is %s", aside)
+            if aside:
+                _log.warning("the former database is %s", aside)
         else:
             store = Store(settings)
         if not settings.loopback and not any(key.revoked_at is None for key in list_keys(store)):

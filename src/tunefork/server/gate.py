@@ -6,7 +6,7 @@ import logging
 import time
 
 from fastapi.concurrency import run_in_threadpool
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -104,6 +104,8 @@ def _problem(error: Exception) -> ApiError:
     if disk_is_full(error):
         message = "The server's disk is full; nothing was kept of this request. Try again when there is room."
         return ApiError(message, status=507, type="server_error", code="insufficient_storage")
+    if isinstance(error, DataError):  # PostgreSQL has no such text
+        return ApiError("Text of this request must have no NUL character.", code="invalid_value")
     if isinstance(error, OperationalError):
         message = "The server's database cannot be reached at the moment. Try again."
         return ApiError(message, status=503, type="server_error", code="service_unavailable")

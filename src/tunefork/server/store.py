@@ -57,11 +57,12 @@ class Row(DeclarativeBase):
     """`seq` orders rows as they were made, whatever the clock did."""
 
     type_annotation_map = {  # noqa: RUF012
-        kind: JSON(none_as_null=True) for kind in (dict[str, Any], list[str], list[dict[str, Any]])
+        int: BigInteger,  # seconds, too
+        **dict.fromkeys((dict[str, Any], list[str], list[dict[str, Any]]), JSON(none_as_null=True)),
     }
 
     seq: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, sort_order=-1)
-    created_at: Mapped[int] = mapped_column(BigInteger, default=now)
+    created_at: Mapped[int] = mapped_column(default=now)
 
 
 class Schema(Row):
@@ -87,7 +88,7 @@ class File(Row):
     project_id: Mapped[str] = mapped_column(index=True)
     filename: Mapped[str]
     purpose: Mapped[str]
-    bytes: Mapped[int] = mapped_column(BigInteger)
+    bytes: Mapped[int]
     expires_at: Mapped[int | None]
 
 
@@ -97,7 +98,7 @@ class Upload(Row):
     project_id: Mapped[str] = mapped_column(index=True)
     filename: Mapped[str]
     purpose: Mapped[str]
-    bytes: Mapped[int] = mapped_column(BigInteger)
+    bytes: Mapped[int]
     status: Mapped[str] = mapped_column(default="pending")
     expires_at: Mapped[int]
     file_seconds: Mapped[int | None]  # until the finished file expires
@@ -108,7 +109,7 @@ class Part(Row):
     __tablename__ = "parts"
     id: Mapped[str] = mapped_column(unique=True)
     upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"), index=True)
-    bytes: Mapped[int] = mapped_column(BigInteger)
+    bytes: Mapped[int]
 
 
 class Job(Row):
@@ -134,7 +135,7 @@ class Job(Row):
     started_at: Mapped[int | None]
     finished_at: Mapped[int | None]
     estimated_finish: Mapped[int | None]
-    trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    trained_tokens: Mapped[int | None]
     result_file: Mapped[str | None]
     error: Mapped[dict[str, Any] | None]
     step: Mapped[int] = mapped_column(default=0)
