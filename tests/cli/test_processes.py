@@ -97,7 +97,8 @@ def test_a_signal_saves_says_how_to_go_on_and_exits_130(stop: signal.Signals, pl
     assert "Traceback" not in problem
     assert re.search(rf"tunefork: Stopped by {stop.name}. Steps up to [\d,]+ are saved in {out}; --resume", problem)
     with RunFolder.open(out, write=False) as run:
-        assert len(run.checkpoint_steps()) == 1
+        start, stopped = run.checkpoint_steps()
+        assert start == 0 < stopped
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from sqlalchemy import update
 
 from tests.server.scenes import client_of, rows, serving, settings_in, wait_for
 from tunefork.server import Store
-from tunefork.server.store import File
+from tunefork.server.store import File, Upload
 
 
 @pytest.fixture(scope="module")
@@ -117,21 +116,26 @@ def test_quotas_and_sizes(tmp_path: Path) -> None:
         assert len(list((tmp_path / "data" / "files").iterdir())) == 1
 
 
+def age(folder: Path, rows: type[File] | type[Upload]) -> None:
+    """Makes all that the store has of a kind expire."""
+    store = Store(settings_in(folder))
+    with store.write() as db:
+        db.execute(update(rows).values(expires_at=1))
+    store.close()
+
+
 def test_what_has_expired_is_gone(tmp_path: Path) -> None:
-    with serving(settings_in(tmp_path / "data", upload_seconds=1)) as url:
+    with serving(settings_in(tmp_path / "data")) as url:
         client = client_of(url)
         upload = client.uploads.create(filename="a", bytes=1, mime_type="text/plain", purpose="batch")
         part = client.uploads.parts.create(upload.id, data=b"x")
-        time.sleep(1.1)
+        age(tmp_path / "data", Upload)
         with pytest.raises(openai.BadRequestError, match="which is expired"):
             client.uploads.complete(upload.id, part_ids=[part.id])
         file = client.files.create(
             file=b"x", purpose="user_data", expires_after={"anchor": "created_at", "seconds": 3600}
         )
-    store = Store(settings_in(tmp_path / "data"))
-    with store.write() as db:
-        db.execute(update(File).values(expires_at=1))
-    store.close()
+    age(tmp_path / "data", File)
     with serving(settings_in(tmp_path / "data")) as url:
         wait_for(lambda: not any((tmp_path / "data" / "files").iterdir()))
         wait_for(lambda: not any((tmp_path / "data" / "uploads").iterdir()))
