@@ -145,6 +145,13 @@ def test_without_bitsandbytes_qlora_names_the_extra(tiny: Tiny, monkeypatch: pyt
         check_support(facts_of(tiny("llama")), "qlora", "text", "backprop")
 
 
+@pytest.mark.parametrize("module", ["tasks", "train.skeleton", "export.merge"])
+def test_whatever_is_imported_first_nothing_is_said(module: str) -> None:
+    command = [sys.executable, "-c", f"import tunefork.{module}"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert said.stdout + said.stderr == ""
+
+
 def test_nothing_is_fetched_and_nothing_is_said(tiny: Tiny, tmp_path: Path) -> None:
     """In a process of its own, online as far as it knows, with a `kernels` package that would fetch one."""
     (tmp_path / "kernels.py").write_text("def get_kernel(*a, **k):\n    raise SystemExit('a kernel was asked for')\n")

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import yaml
 
@@ -106,7 +106,7 @@ def settings(tree: Mapping[str, Any], why: Mapping[str, str]) -> Iterator[tuple[
         for part in path.split("."):
             value = value[part]
         default = info.get_default(call_default_factory=True)
-        given = value != (list(default) if isinstance(default, tuple) else default)
+        given = value != (list(cast(tuple[Any, ...], default)) if isinstance(default, tuple) else default)
         if (path in why or given or path in ("model.name", "seed")) and (value is not None or default != "auto"):
             yield path, value, why.get(path, "given" if given else "the default")
 
@@ -130,10 +130,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
+_Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType]
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
-_Loader.add_implicit_resolver(
+_Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType]
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
 
@@ -163,7 +163,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"The recipe must be UTF-8 text. Received {str(path)!r}: {error}.{hint}") from None
     try:
-        tree = yaml.load(text, Loader=_Loader)
+        tree: Any = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
@@ -173,18 +173,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(
             f"The recipe must be a mapping (key: value). Received {type(tree).__name__} in {str(path)!r}.{hint}"
         )
-    return tree
+    return cast(dict[str, Any], tree)
 
 
 def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, leaf = dotted.split(".")
     for depth, name in enumerate(parents):
-        below = tree.get(name)
+        below: Any = tree.get(name)
         if isinstance(below, str) and depth == 0:  # `model: folder` written short
             below = {"name": below}
         if below is not None and not isinstance(below, dict):
             _fail([f"`{dotted}` cannot be set: `{name}` is not a section"])
-        tree[name] = below = dict(below or {})
+        tree[name] = below = dict(cast(dict[str, Any], below or {}))
         tree = below
     tree[leaf] = value
 

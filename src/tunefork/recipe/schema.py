@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -33,7 +33,7 @@ def _texts(value: Any) -> Any:
     """Keys and values of `labels` may be written as numbers; they are compared as text."""
     if not isinstance(value, dict):
         return value
-    return {_text(k): _text(v) for k, v in value.items()}
+    return {_text(k): _text(v) for k, v in cast(dict[Any, Any], value).items()}
 
 
 def _text(value: Any) -> Any:

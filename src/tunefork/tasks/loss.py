@@ -6,7 +6,6 @@ import functools
 import inspect
 
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from tunefork.batch import Batch
@@ -51,6 +50,8 @@ def preference_losses(model: torch.nn.Module, batch: Batch, beta: float, hits: H
     A text's gain is its log-probability, summed over its tokens, above that under the model without its adapter,
     which is asked without dropout. Raises RecipeError for a model that has no adapter to leave out.
     """
+    from peft import PeftModel  # not above: it imports bitsandbytes, which models/guard.py must do first
+
     if not isinstance(model, PeftModel):
         raise RecipeError("A preference is learned by an adapter over a fixed model. Try --adapter lora.")
     training = model.training

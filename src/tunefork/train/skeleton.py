@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
+from tunefork.models import ModelFacts, load_tokenizer  # isort: skip  # before peft, which imports bitsandbytes
+
 import torch
 from peft import PrefixTuningConfig, TaskType
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tunefork.models import ModelFacts, load_tokenizer
 from tunefork.models.adapters import add_lora, lora_targets, recompute_activations, train_everything, train_head, wrap
 from tunefork.models.architecture import meta_model, read_config, without_quantization
 from tunefork.models.base import Loaded

@@ -77,8 +77,8 @@ def stream(trained: Trained, prompt: Sequence[int], temperature: float, longest:
 
     def generate() -> None:
         try:
-            with trained.compute(), torch.inference_mode(), torch.random.fork_rng():
-                torch.manual_seed(seed)
+            with trained.compute(), torch.inference_mode(), torch.random.fork_rng():  # pyright: ignore[reportUnknownMemberType]
+                torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
                 trained.model.eval().generate(  # type: ignore[operator]
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),

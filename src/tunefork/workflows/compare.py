@@ -162,7 +162,7 @@ def _supported(recipe: Recipe, job: Job) -> dict[str, dict[str, Any]]:
     names = list(method_info(recipe.train.method).adapters)
     if recipe.train.method == "zo":
         names.append("backprop/qlora" if job.facts.quantized else "backprop/lora")
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name in names:
         tree = _changes(recipe, name)
         with suppress(RecipeError, UnsupportedError, MissingExtraError):
@@ -278,7 +278,7 @@ def _against_best_baseline(job: Job, folder: Path, cells: Sequence[Cell]) -> lis
     if not baselines:
         return list(cells)
     best = (max if words.higher_is_better(metric) else min)(baselines, key=lambda c: c.metrics[metric]["value"]).name
-    compared = []
+    compared: list[Cell] = []
     for cell in cells:
         known = cell.against_best_baseline is not None and cell.against_best_baseline["baseline"] == best
         if cell.kind == "trained" and metric in cell.metrics and not known:

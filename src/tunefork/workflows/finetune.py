@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -135,7 +135,7 @@ def _resume(recipe: Recipe, listener: Listener) -> RunResult:
 
 
 @contextlib.contextmanager
-def _traced(run: RunFolder) -> Iterator[None]:
+def _traced(run: RunFolder) -> Generator[None]:
     """Keeps the traceback of an error that is no sentence of ours in the run's error.log."""
     try:
         yield
@@ -149,7 +149,7 @@ def _traced(run: RunFolder) -> Iterator[None]:
 
 def refuse_changes(given: Recipe, kept: Recipe) -> None:
     """A resumed run is the same run: what was given now must be what it was begun with."""
-    changed = []
+    changed: list[str] = []
     for path, _ in all_paths():
         mine, theirs = _at(given, path), _at(kept, path)
         if path != "out" and _is_set(given, path) and mine not in ("auto", theirs):
@@ -284,7 +284,7 @@ def keep_result(
 
 
 @contextlib.contextmanager
-def _goes_on(run: RunFolder, state: str) -> Iterator[None]:
+def _goes_on(run: RunFolder, state: str) -> Generator[None]:
     """Says how to go on where a run is stopped before its training or after it."""
     try:
         yield

@@ -86,7 +86,8 @@ def read_state(path: Path) -> dict[str, Any] | None:
 def tuned_model(path: str | Path) -> str | None:
     """The name of the model that a hosted run made; None for anything else."""
     state = None if is_hosted(str(path)) else read_state(Path(path))
-    tuned = None if state is None else (state["job"] or {}).get("fine_tuned_model")
+    job: dict[str, Any] = {} if state is None else state["job"] or {}
+    tuned = job.get("fine_tuned_model")
     return None if state is None or tuned is None else find_model(state["model"]).sibling(tuned).name
 
 
@@ -105,7 +106,7 @@ def _run(run: RunFolder, plan: HostedPlan, client: Client, listener: Listener, i
             spent = asking.budget.spent
     listener.stage("measuring the baselines")
     baselines = _baselines(plan, client)
-    result = {
+    result: dict[str, Any] = {
         **_about(plan, job, client, table),
         "seconds": {"train": _seconds(job), "evaluate": time.perf_counter() - started},
         "baselines": {name: dict(b.metrics) for name, b in baselines.items()},
@@ -142,7 +143,7 @@ def _train(
     seen, step = [entry["id"] for entry in run.read_log() if "id" in entry], [0]
 
     def on_event(event: Mapping[str, Any]) -> None:
-        data = event.get("data") or {}
+        data: dict[str, Any] = event.get("data") or {}
         step[0] = max(step[0], int(data.get("step") or 0))
         kind = "step" if event.get("type") == "metrics" else "event"
         told = {"loss": data.get("train_loss"), "valid_loss": data.get("full_valid_loss", data.get("valid_loss"))}
@@ -165,7 +166,7 @@ def _train(
         ) from None
     keep(job=job)
     if job["status"] != "succeeded" or not job.get("fine_tuned_model"):
-        error = job.get("error") or {}
+        error: dict[str, Any] = job.get("error") or {}
         raise HostedError(
             f"The job {id} must succeed. Received {job['status']}: {error.get('message') or 'no reason was given'} "
             "Try a new run once that is mended.",
@@ -267,8 +268,8 @@ def _about(
 
 
 def _hyperparameters(job: Mapping[str, Any]) -> dict[str, Any]:
-    method = job.get("method") or {}
-    inside = method.get(str(method.get("type"))) or {}
+    method: dict[str, Any] = job.get("method") or {}
+    inside: dict[str, Any] = method.get(str(method.get("type"))) or {}
     return dict(inside.get("hyperparameters") or job.get("hyperparameters") or {})
 
 
@@ -289,7 +290,8 @@ def _seconds(job: Mapping[str, Any]) -> float:
 
 def _refuse_second_job(out: Path) -> None:
     state = read_state(out)
-    if state is not None and (state["job"] or {}).get("status") not in ("failed", "cancelled"):
+    job: dict[str, Any] = {} if state is None else state["job"] or {}
+    if state is not None and job.get("status") not in ("failed", "cancelled"):
         raise RunError(
             f"{out} has a job at a service already, or may have. Received no --resume. Try --resume, or another --out."
         )

@@ -41,7 +41,7 @@ class HostedPlan:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Rows and estimated tokens of each split."""
-        found = {}
+        found: dict[str, dict[str, int]] = {}
         for name in SPLITS:
             lines = self.lines.get(name) or training_lines(self.task, self.examples[name], self.recipe.hosted.system)
             tokens = [_tokens(line) for line in lines]

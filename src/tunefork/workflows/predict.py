@@ -77,7 +77,7 @@ def predict(run: str | Path, file: str | Path, out: str | Path | None = None, *,
     questions = Counter((part.file, part.line) for part in task.rows(laid_out))
     names, renamed = _new_columns(readable, task.labels)
     columns = dict.fromkeys(column for row in readable for column in row.values)
-    filled = []
+    filled: list[dict[str, Any]] = []
     for row in rows:
         found = by_row.get(row.source, [])
         whole = len(found) == questions[row.file, row.line] > 0

@@ -55,7 +55,7 @@ class Reader:
                 f"A trajectory's first weights must be whole. {self.path} ends within them. Try a copy of it."
             )
         whole = bisect_right(range(size), size, key=self._offset) - 1
-        self.steps = sum(1 for _ in self._read(0, whole))
+        self.steps: int = sum(1 for _ in self._read(0, whole))
         self.torn = size - self._offset(self.steps)
         # a bad record with a good one behind it was not torn off at the end: it has been changed
         if any(True for step in range(self.steps + 1, whole) for _ in self._read(step, step + 1)):
