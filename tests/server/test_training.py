@@ -146,6 +146,15 @@ def test_a_checkpoint_is_a_model_and_the_last_is_the_result(
     store.close()
 
 
+def test_without_a_validation_file_every_row_is_trained_on(client: openai.OpenAI) -> None:
+    job = ended(client, create(client, {"n_epochs": 1, "batch_size": 1}))
+    events = list(client.fine_tuning.jobs.list_events(job.id, limit=100))
+    steps = [event.data for event in events if event.type == "metrics"]
+    assert len(steps) == len(rows(10).splitlines())
+    assert not [step for step in steps if "full_valid_loss" in step]  # type: ignore[operator]
+    assert [event.message for event in events if event.level == "warn"] == []
+
+
 @pytest.fixture(scope="module")
 def alone(client: openai.OpenAI) -> Any:
     """A job that nothing disturbs."""

@@ -71,7 +71,7 @@ def read_files(section: DataSection) -> Files:
 def split_files(
     files: Files, section: DataSection, seed: int, label_of: LabelOf | None, texts_of: TextsOf | None = None
 ) -> tuple[Splits, list[Finding]]:
-    """The rows by use. Dev, and test unless `test_fraction` is 0, are carved from train where they have no file.
+    """The rows by use. Dev and test, unless their fraction is 0, are carved from train where they have no file.
 
     Carving and row limits are stratified by `label_of` and depend on seed and order only; rows of one group of
     `group_field`, and rows that have one of `texts_of` in common (normalised), stay together.
@@ -138,8 +138,9 @@ def _carve(
             "`data.dev_fraction` and `data.test_fraction` must leave rows to train on. Received "
             f"{section.dev_fraction} and {section.test_fraction}, which together are 1 or more. Try 0.1 and 0.2."
         )
-    if not section.test_fraction and section.test is None:
-        origin["test"] = "none: data.test_fraction is 0 and no test file is given"
+    for role in ("dev", "test"):
+        if getattr(section, role) is None and not getattr(section, f"{role}_fraction"):
+            origin[role] = f"none: data.{role}_fraction is 0 and no {role} file is given"
     how = []
     alone = _together(rows["train"], section.group_field, None)
     sets = _together(rows["train"], section.group_field, texts_of) if wanted and texts_of else alone

@@ -73,7 +73,7 @@ class DataSection(Section):
         default=None, description="value in the file -> name shown to the model"
     )
     dev_fraction: float = Field(
-        default=0.1, gt=0, lt=0.5, description="part of train carved off when no dev file is given"
+        default=0.1, ge=0, lt=0.5, description="part of train carved off when no dev file is given"
     )
     test_fraction: float = Field(
         default=0.2, ge=0, lt=0.8, description="part of train carved off when no test file is given"

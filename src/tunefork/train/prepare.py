@@ -204,7 +204,7 @@ def _few_rows(examples: Mapping[str, Sequence[Example]]) -> list[Finding]:
             continue
         off = min(1.0, 0.98 / math.sqrt(n))  # half the widest 95 % interval of a share
         message = f"Only {counted(n, 'row')}: a share measured on so few is uncertain by up to ±{off:.2f}."
-        advice = f"Give a larger file with --{split}, or more rows to --train to carve it from."
+        advice = f"Give a larger {split} file, or more training rows to carve it from."
         found.append(Finding("warning", "few-rows", message, n, (), advice, split))
     return found
 

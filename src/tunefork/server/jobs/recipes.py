@@ -94,7 +94,7 @@ def recipe_of(job: Job, settings: Settings, folder: Path, parameters: int) -> Re
             "task": {"name": task, "beta": chosen["beta"]} if task == "preference" else task,
             "data": {
                 "train": str(folder / TRAIN),
-                **({"dev": str(valid)} if job.validation_file else {"dev_fraction": 1e-9}),
+                **({"dev": str(valid)} if job.validation_file else {"dev_fraction": 0.0}),
                 "layout": layout,
                 "test_fraction": 0.0,
                 **dict.fromkeys(("max_unusable", "max_conflicts", "max_leaked", "max_cut"), 1.0),
