@@ -9,7 +9,7 @@ import pytest
 
 from tests.server.scenes import client_of, serving, settings_in
 from tunefork.errors import MissingFileError, RecipeError
-from tunefork.server import Catalogue, load_catalogue
+from tunefork.server import Catalogue, load_catalogue, serve
 from tunefork.server.models import tuned_name
 
 
@@ -56,6 +56,14 @@ def test_a_catalogue_that_cannot_be_meant_is_refused(tmp_path: Path, text: str) 
 def test_a_catalogue_that_is_missing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError):
         load_catalogue(tmp_path / "models.yaml")
+
+
+def test_a_server_does_not_start_with_a_model_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "models.yaml"
+    path.write_text(f"models: {{small: embedded, large: {tmp_path}/nowhere}}")
+    with pytest.raises(MissingFileError, match="nowhere"):
+        serve(data=tmp_path / "data", models=path)
+    assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize(

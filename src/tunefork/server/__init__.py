@@ -23,6 +23,7 @@ except ImportError as error:
     raise MissingExtraError(error.name or "fastapi", "server", "`tunefork serve`") from None
 
 from tunefork.files import FolderLock, make_folder
+from tunefork.models import inspect_model
 
 __all__ = [
     "SCOPES",
@@ -60,13 +61,16 @@ def serve(
     """Serves until Ctrl-C or SIGTERM; running jobs then keep their last step and go on at the next start.
 
     `database` is the URL of a PostgreSQL in place of a sqlite file in `data`: several servers may share both. `models`
-    is models.yaml; without it the embedded model is offered. Raises RecipeError for an address beyond this machine
-    while there is no key, RunError for a damaged database or a data folder that another server uses.
+    is models.yaml; without it the embedded model is offered. Raises MissingFileError for a model that is not there,
+    RecipeError for an address beyond this machine while there is no key, RunError for a damaged database or a data
+    folder that another server uses.
     """
+    catalogue = load_catalogue(models) if models is not None else Catalogue()
+    for section in catalogue.models.values():
+        inspect_model(section)  # one that is not there is refused here, not at its first request
     os.umask(0o077)  # what clients send is nobody else's business on this machine
     make_folder(data)
     data = data.resolve()
-    catalogue = load_catalogue(models) if models is not None else Catalogue()
     settings = Settings(data=data, database=database, host=host, port=port, slots=slots, catalogue=catalogue)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     lock = FolderLock(data) if database is None else None
