@@ -3,7 +3,8 @@
 python benchmarks/serve_load.py [--at 1 16 64] [--requests 64] [--json]
 
 Every request is a stream of at most 32 tokens, greedy. `tunefork serve` answers over the base, over 1 and over 20
-adapters; `transformers serve` over the base alone. Server and client share the cores that this process may use.
+adapters; `transformers serve` over the base alone, without and with its continuous batching. Server and client share
+the cores that this process may use.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from tunefork.server.auth import DEFAULT_PROJECT
 from tunefork.server.store import Job, Model
 
 ADAPTERS, TOKENS = 20, 32
+CONTINUOUS = ["--continuous-batching", "--cb-num-blocks", "128", "--cb-max-batch-tokens", "512"]  # 32,768 tokens
 ASKED = ["Hello, who are you?", "Tell me of the sea.", "What is a king?", "Where does the rain go?"]
 
 
@@ -62,8 +64,9 @@ def main() -> None:
         with running([sys.executable, "-m", "tunefork", "serve", "--data", str(data)], "/healthz") as url:
             for label, models in {"base": ["fork-tiny"], "1 adapter": names[:1], f"{ADAPTERS} adapters": names}.items():
                 found += measured(url, f"tunefork, {label}", models, given.at, given.requests)
-        with running(["transformers", "serve", str(base), "--device", "cpu"], "/health") as url:
-            found += measured(url, "transformers, base", [str(base)], given.at, given.requests)
+        for label, more in {"base": [], "continuous": CONTINUOUS}.items():
+            with running(["transformers", "serve", str(base), "--device", "cpu", *more], "/health") as url:
+                found += measured(url, f"transformers, {label}", [str(base)], given.at, given.requests)
     cores = len(os.sched_getaffinity(0))
     if given.json:
         print(json.dumps({"cores": cores, "figures": [asdict(f) for f in found]}, indent=1))

@@ -22,10 +22,11 @@ from tunefork.models import load_tokenizer
 from tunefork.models.base import load_base
 from tunefork.models.facts import inspect_model
 from tunefork.recipe import ModelSection
-from tunefork.server import Settings
+from tunefork.server import Catalogue, Settings
 from tunefork.server.inference.rows import Piece, Row, Sampling
 
 ASKED: Any = [{"role": "user", "content": "Hello, who are you?"}]
+ENDLESS = {str(token): -100 for token in (2, 4, 5, 6)}  # ends and turns
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +128,25 @@ def test_a_model_that_many_ask_first_at_once_computes_as_ever(tmp_path: Path, cl
 
 
 def test_an_answer_is_longer_than_a_slice(client: openai.OpenAI) -> None:
-    bias = {str(token): -100 for token in (2, 4, 5, 6)}  # ends and turns
-    long = said(client, max_tokens=150, temperature=0, logit_bias=bias)
-    short = said(client, max_tokens=40, temperature=0, logit_bias=bias)
+    long = said(client, max_tokens=150, temperature=0, logit_bias=ENDLESS)
+    short = said(client, max_tokens=40, temperature=0, logit_bias=ENDLESS)
     assert long.usage.completion_tokens == 150
     assert texts(long)[0].startswith(texts(short)[0])
+
+
+def test_nobody_waits_for_the_longest_answer(tmp_path: Path) -> None:
+    """Neither its neighbours, nor those who ask a model that is not in memory yet."""
+    catalogue = Catalogue(models={"fork-tiny": ModelSection(), "other": ModelSection()})
+    settings = settings_in(tmp_path / "data", catalogue=catalogue)
+    with serving(settings) as url, ThreadPoolExecutor(1) as pool:
+        client = client_of(url)
+        stream = said(client, max_tokens=480, temperature=0, logit_bias=ENDLESS, stream=True)
+        next(stream)
+        long = pool.submit(list, stream)
+        for model in ("fork-tiny", "other"):
+            assert said(client, model=model, max_tokens=2).usage.completion_tokens == 2
+        assert not long.done()
+        assert len(long.result()) > 400
 
 
 def test_stop_strings_end_an_answer_and_are_not_part_of_it(client: openai.OpenAI) -> None:

@@ -1,6 +1,6 @@
-"""One thread that computes answers: what waits for the same base is computed together, a slice of tokens at a time.
+"""One thread that computes answers: what waits for the same base is computed together, until others want the thread.
 
-After a slice, rows that are not done go back to the end of the queue. So a new request waits for a slice, not for the
+Then rows that are not done go back to the end of the queue. So a new request waits for a few tokens, not for the
 longest answer, and nobody is computed for who has ended.
 """
 
@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,6 @@ from tunefork.tasks import make_task
 
 _log = logging.getLogger("tunefork.server.inference")
 _GATHER_SECONDS = 0.005  # requests that come so soon after another are computed with it
-_SLICE = 64  # tokens
 _VOICES = 256  # models whose tokenizers are kept
 _UNCUT = 2**30  # tokens: what does not fit is refused here, and never cut
 
@@ -90,11 +89,12 @@ class Engine:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._queue: deque[_Waiting] = deque()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._voices: OrderedDict[Path | str, Voice] = OrderedDict()
         self._hosts: OrderedDict[tuple[str, bool], Host] = OrderedDict()  # least used first
         self._pool = ThreadPoolExecutor(1, "inference")
-        self._closing = False
+        self._tasks = 0  # of the pool, which have not ended
+        self._woken = self._closing = False
 
     async def voice(self, served: Served) -> Voice:
         """Raises the errors of models that cannot be read, and ApiError (503) where the server is about to stop."""
@@ -104,7 +104,7 @@ class Engine:
             found = self._voices.get(served.folder or served.base)
             if found:
                 return found
-            made = self._pool.submit(self._voice, served)
+            made = self._run(self._voice, served)
         return await asyncio.wrap_future(made)
 
     def _voice(self, served: Served) -> Voice:
@@ -130,19 +130,36 @@ class Engine:
         with self._lock:
             self._voices.pop(folder, None)
             if not self._closing:
-                self._pool.submit(self._forget, folder).add_done_callback(_logged)
+                self._run(self._forget, folder).add_done_callback(_logged)
 
     def close(self) -> None:
-        """Ends after the slice that is being computed."""
+        """Ends within a slice of tokens."""
         with self._lock:
             self._closing = True
         self._pool.shutdown(wait=True, cancel_futures=True)
 
+    def _run(self, task: Callable[..., Any], *given: Any) -> Future[Any]:
+        """On the thread that computes; the lock is held."""
+        self._tasks += 1
+        made = self._pool.submit(task, *given)
+        made.add_done_callback(self._ended)
+        return made
+
+    def _ended(self, done: Future[Any]) -> None:
+        with self._lock:
+            self._tasks -= 1
+
     def _wake(self) -> None:
-        self._pool.submit(self._work).add_done_callback(_logged)
+        if not self._woken:
+            self._woken = True
+            self._run(self._work).add_done_callback(_logged)
+
+    def _others_wait(self) -> bool:
+        """Asked by the task that computes."""
+        return self._tasks > 1 or bool(self._queue) or self._closing
 
     def _work(self) -> None:
-        """One slice for rows that can be computed together."""
+        """Rows that can be computed together, until all are done or others wait."""
         time.sleep(_GATHER_SECONDS)
         batch = self._gather()
         try:
@@ -167,6 +184,7 @@ class Engine:
         taken: list[_Waiting] = []
         over: set[Path | None] = {None}
         with self._lock:
+            self._woken = False
             rows = [waiting for waiting in self._queue if not waiting.row.done]
             oldest: dict[Path | None, int] = {}
             for place, waiting in enumerate(rows):
@@ -202,9 +220,9 @@ class Engine:
         if not ready:
             return
         room = min(waiting.voice.positions - len(waiting.row.ids) for waiting in ready)
-        tokens = min(_SLICE, room, max(waiting.row.left for waiting in ready))
+        tokens = min(room, max(waiting.row.left for waiting in ready))
         alone = batch[0].voice.adapter == "dora"
-        host.extend([waiting.row for waiting in ready], names, tokens, alone=alone)
+        host.extend([waiting.row for waiting in ready], names, tokens, self._others_wait, alone=alone)
 
     def _host(self, waiting: _Waiting) -> Host:
         key = waiting.host

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from tunefork.models import (
 from tunefork.recipe import ModelSection
 from tunefork.server.inference.rows import Row
 
+_SLICE = 64  # tokens
 _BASE = "__base__"  # how PEFT calls a row without an adapter
 
 
@@ -71,8 +72,11 @@ class Host:
         self.model.set_adapter(next(iter(self.adapters.values())), inference_mode=True)
         self.model.delete_adapter(name)
 
-    def extend(self, rows: Sequence[Row], names: Sequence[str], tokens: int, *, alone: bool) -> None:
-        """Up to `tokens` more tokens for every row under the adapter of its name, computed together.
+    def extend(
+        self, rows: Sequence[Row], names: Sequence[str], tokens: int, others_wait: Callable[[], bool], *, alone: bool
+    ) -> None:
+        """Up to `tokens` more tokens for every row under the adapter of its name, computed together; fewer where, at
+        the end of a slice, one is done or others wait.
 
         `alone`: the rows share one adapter of a kind (DoRA) that PEFT does not mix with others in a batch.
         """
@@ -102,7 +106,7 @@ class Host:
                     use_cache=True,
                 ),
                 logits_processor=LogitsProcessorList([_Choice(rows, self.pad)]),
-                stopping_criteria=StoppingCriteriaList([_Done(rows)]),
+                stopping_criteria=StoppingCriteriaList([_Done(rows, others_wait)]),
                 **({"adapter_names": names} if mix else {}),
             )
 
@@ -125,8 +129,12 @@ class _Choice(LogitsProcessor):
 
 
 class _Done(StoppingCriteria):
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = rows
+    def __init__(self, rows: Sequence[Row], others_wait: Callable[[], bool]) -> None:
+        self.rows, self.others_wait, self.tokens = rows, others_wait, 0
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
-        return torch.tensor([row.done for row in self.rows], device=input_ids.device)
+        done = [row.done for row in self.rows]
+        self.tokens += 1
+        if self.tokens % _SLICE == 0 and (any(done) or self.others_wait()):
+            done = [True] * len(done)
+        return torch.tensor(done, device=input_ids.device)

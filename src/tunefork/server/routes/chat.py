@@ -127,10 +127,7 @@ def _prompt(voice: Voice, body: ChatAsked) -> tuple[tuple[int, ...], str, list[s
     where it must call a tool; and what the model's template does not show. Raises ApiError."""
     row = Row({"messages": body.messages, "tools": body.offered}, "request", 1)
     renderer, forced, opening = renderer_of(voice, "chat"), body.forced, ""
-    reply: dict[str, Any] = {
-        "role": "assistant",
-        "content": "",
-    }  # the one that is asked for: the renderer leaves it out
+    reply: dict[str, Any] = {"role": "assistant", "content": ""}  # what is asked for: the renderer leaves it out
     if forced is not None:
         function = {"name": forced or _ANY, "arguments": {}}
         reply["tool_calls"] = [{"id": new_id("", 9), "type": "function", "function": function}]
@@ -188,8 +185,5 @@ def _logprobs(tokens: Iterable[Token]) -> dict[str, Any]:
 
 
 def _told(token: Token) -> dict[str, Any]:
-    return {
-        "token": token.text,
-        "logprob": token.logprob,
-        "bytes": list(token.text.encode()) if token.whole else None,
-    }
+    whole = list(token.text.encode()) if token.whole else None
+    return {"token": token.text, "logprob": token.logprob, "bytes": whole}
