@@ -2,8 +2,9 @@
 
 python benchmarks/continuous_batching.py [--json]
 
-No HTTP on either side: prompts of ids go in, and tokens come back one by one, greedy and of equal length. The last
-scene is 15 long answers, and one short one that arrives while they are being written.
+No HTTP on either side: prompts of ids go in, and tokens come back one by one, greedy, in fp32. Answers are as long as
+the scene says, or from an eighth of that to all of it. The last scene is 15 long answers, and a short one that arrives
+while they are being written.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import random
 import statistics
 import tempfile
 import time
@@ -22,19 +24,28 @@ from typing import Any
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from tunefork.models import choose_device, choose_dtype, inspect_model, load_base, torch_dtype
+from tunefork.models import choose_device, inspect_model, load_base
 from tunefork.recipe import ModelSection
 from tunefork.server import Settings
 from tunefork.server.inference.engine import Engine, Voice
 from tunefork.server.inference.rows import Piece, Row, Sampling
 from tunefork.server.models import Served
 
-SCENES = [(1, 40, 32), (16, 40, 32), (64, 40, 32), (16, 200, 32), (16, 40, 192), (1, 200, 192)]  # rows, prompt, answer
+SCENES = [  # answers, tokens of their prompts, tokens of each, whether they differ
+    (1, 40, 32, False),
+    (16, 40, 32, False),
+    (64, 40, 32, False),
+    (16, 20, 32, True),
+    (64, 20, 32, True),
+    (16, 200, 32, True),
+    (16, 40, 192, True),
+    (1, 200, 192, False),
+]
 LONG, LATE = (15, 40, 256), (1, 60, 32)
 NEVER = -1  # an end token that no model has
 Prompts = Sequence[Sequence[int]]
-Measure = Callable[[Prompts, int], Awaitable[tuple[float, float]]]
-"""(prompts, tokens) -> seconds until all have ended, and the median until the first token."""
+Measure = Callable[[Prompts, Sequence[int]], Awaitable[tuple[float, float]]]
+"""(prompts, tokens of each answer) -> seconds until all have ended, and the median until the first token."""
 
 
 class Clock:
@@ -56,13 +67,16 @@ class Clock:
 
 
 def ours(engine: Engine, voice: Voice) -> Measure:
-    async def measure(prompts: Prompts, tokens: int) -> tuple[float, float]:
-        clock, sampling = Clock(len(prompts)), Sampling(longest=tokens, seed=0, temperature=0.0)
+    async def measure(prompts: Prompts, tokens: Sequence[int]) -> tuple[float, float]:
+        clock = Clock(len(prompts))
 
         def listener(number: int) -> Callable[[Piece], None]:
             return lambda piece: clock.hear(number, piece.finish is not None)
 
-        rows = [Row(p, sampling, voice.tokenizer, (NEVER,), listener(n)) for n, p in enumerate(prompts)]
+        rows = [
+            Row(prompt, Sampling(longest=length, seed=0, temperature=0.0), voice.tokenizer, (NEVER,), listener(number))
+            for number, (prompt, length) in enumerate(zip(prompts, tokens, strict=True))
+        ]
         engine.submit(rows, voice, voice.renderer("chat"))
         return await clock.told()
 
@@ -72,17 +86,17 @@ def ours(engine: Engine, voice: Voice) -> Measure:
 def theirs(manager: Any) -> Measure:
     names = (f"answer-{n}" for n in itertools.count())
 
-    async def measure(prompts: Prompts, tokens: int) -> tuple[float, float]:
+    async def measure(prompts: Prompts, tokens: Sequence[int]) -> tuple[float, float]:
         clock = Clock(len(prompts))
 
         def listener(number: int) -> Callable[[Any], None]:
             return lambda output: clock.hear(number, output.is_finished())
 
-        for number, prompt in enumerate(prompts):
+        for number, (prompt, length) in enumerate(zip(prompts, tokens, strict=True)):
             name = next(names)
             manager.register_result_handler(name, listener(number))
             manager.add_request(
-                list(prompt), request_id=name, max_new_tokens=tokens, streaming=True, eos_token_id=NEVER
+                list(prompt), request_id=name, max_new_tokens=length, streaming=True, eos_token_id=NEVER
             )
         return await clock.told()
 
@@ -94,20 +108,25 @@ def prompts(rows: int, length: int) -> list[list[int]]:
     return torch.randint(20, 4000, (rows, length), generator=generator).tolist()
 
 
+def lengths(rows: int, tokens: int, differ: bool) -> list[int]:
+    drawn = random.Random(rows)
+    return [drawn.randint(tokens // 8, tokens) if differ else tokens for _ in range(rows)]
+
+
 def measured(measure: Measure) -> list[dict[str, Any]]:
-    asyncio.run(measure(prompts(4, 10), 4))  # loaded, and warm
+    asyncio.run(measure(prompts(4, 10), [4] * 4))  # loaded, and warm
     found = []
-    for rows, length, tokens in SCENES:
+    for rows, length, longest, differ in SCENES:
+        tokens = lengths(rows, longest, differ)
         rounds = [asyncio.run(measure(prompts(rows, length), tokens)) for _ in range(3)]
         seconds, first = (statistics.median(values) for values in zip(*rounds, strict=True))
-        found.append(
-            {"rows": rows, "prompt": length, "answer": tokens, "rate": rows * tokens / seconds, "first": first}
-        )
+        answer = f"{min(tokens)}-{max(tokens)}" if differ else str(longest)
+        found.append({"rows": rows, "prompt": length, "answer": answer, "rate": sum(tokens) / seconds, "first": first})
 
     async def late() -> tuple[float, float, float]:
-        long = asyncio.create_task(measure(prompts(*LONG[:2]), LONG[2]))  # type: ignore[arg-type]
+        long = asyncio.create_task(measure(prompts(*LONG[:2]), [LONG[2]] * LONG[0]))  # type: ignore[arg-type]
         await asyncio.sleep(0.3)
-        seconds, first = await measure(prompts(*LATE[:2]), LATE[2])
+        seconds, first = await measure(prompts(*LATE[:2]), [LATE[2]])
         return (await long)[0], first, seconds
 
     seconds, first, whole = (statistics.median(v) for v in zip(*[asyncio.run(late()) for _ in range(3)], strict=True))
@@ -119,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    section = ModelSection()
+    section = ModelSection(dtype="fp32")
     served = Served("fork-tiny", "fork-tiny", section, None)
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(Settings(data=Path(folder)))
@@ -127,8 +146,7 @@ def main() -> None:
         found = {"tunefork": measured(ours(engine, voice))}
         engine.close()
     device, _ = choose_device(section)
-    dtype, _ = choose_dtype(section, device)
-    model = load_base(inspect_model(section), "text", (), device, torch_dtype(dtype))
+    model = load_base(inspect_model(section), "text", (), device, torch.float32)
     room = ContinuousBatchingConfig(page_size=32, num_blocks=1024, max_batch_tokens=512, allow_block_sharing=False)
     plain = GenerationConfig(do_sample=False, eos_token_id=NEVER)
     manager = model.init_continuous_batching(generation_config=plain, continuous_batching_config=room)

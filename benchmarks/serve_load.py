@@ -3,8 +3,9 @@
 python benchmarks/serve_load.py [--at 1 16 64] [--requests 64] [--json]
 
 Every request is a stream of at most 32 tokens, greedy. `tunefork serve` answers over the base, over 1 and over 20
-adapters; `transformers serve` over the base alone, without and with its continuous batching. Server and client share
-the cores that this process may use.
+adapters, in fp32 as is its default on a processor, and over the base in bf16; `transformers serve` over the base alone,
+in bf16 as is its default, without and with its continuous batching. Server and client share the cores that this process
+may use.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from tunefork.server.auth import DEFAULT_PROJECT
 from tunefork.server.store import Job, Model
 
 ADAPTERS, TOKENS = 20, 32
+MODELS = "models: {fork-tiny: embedded, half: {name: embedded, dtype: bf16}}"
 CONTINUOUS = ["--continuous-batching", "--cb-num-blocks", "128", "--cb-max-batch-tokens", "512"]  # 32,768 tokens
 ASKED = ["Hello, who are you?", "Tell me of the sea.", "What is a king?", "Where does the rain go?"]
 
@@ -61,9 +63,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data, base = Path(folder) / "data", inspect_model(ModelSection()).folder
         names = make_models(data)
-        with running([sys.executable, "-m", "tunefork", "serve", "--data", str(data)], "/healthz") as url:
-            for label, models in {"base": ["fork-tiny"], "1 adapter": names[:1], f"{ADAPTERS} adapters": names}.items():
-                found += measured(url, f"tunefork, {label}", models, given.at, given.requests)
+        (models := Path(folder) / "models.yaml").write_text(MODELS)
+        command = [sys.executable, "-m", "tunefork", "serve", "--data", str(data), "--models", str(models)]
+        asked = {"base": ["fork-tiny"], "1 adapter": names[:1], f"{ADAPTERS} adapters": names, "base in bf16": ["half"]}
+        with running(command, "/healthz") as url:
+            for label, some in asked.items():
+                found += measured(url, f"tunefork, {label}", some, given.at, given.requests)
         for label, more in {"base": [], "continuous": CONTINUOUS}.items():
             with running(["transformers", "serve", str(base), "--device", "cpu", *more], "/health") as url:
                 found += measured(url, f"transformers, {label}", [str(base)], given.at, given.requests)

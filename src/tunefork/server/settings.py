@@ -61,7 +61,7 @@ class Settings(BaseModel):
     max_deaths: int = Field(default=3, ge=1, description="deaths of a worker without a new checkpoint before failing")
     bases_in_memory: int = Field(default=2, ge=1, description="bases, and whole tuned models, that answer")
     adapters_in_memory: int = Field(default=32, ge=1, description="over each base")
-    batch_rows: int = Field(default=16, ge=1, description="answers that are computed together")
+    batch_rows: int = Field(default=32, ge=1, description="answers that are computed together")
     waiting_rows: int = Field(default=1024, ge=1, description="answers that may wait; more are refused with 503")
 
     json_bytes: int = Field(default=32 * _MB, ge=1, description="longest body of a request that is no upload")
