@@ -224,6 +224,13 @@ def test_fractions_must_leave_something(tmp_path: Path) -> None:
         load_splits(section, 0, None)
 
 
+def test_a_fraction_of_nothing_leaves_every_row_to_train(tmp_path: Path) -> None:
+    section = DataSection(train=table(tmp_path, 30), test_fraction=0, dev_fraction=0)
+    splits, _ = load_splits(section, 0, None)
+    assert [len(part) for part in lines(splits)] == [30, 0, 0]
+    assert splits.origin["dev"] == "none: data.dev_fraction is 0 and no dev file is given"
+
+
 def test_one_file_for_two_uses_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = table(tmp_path, 30)
     monkeypatch.chdir(tmp_path)
