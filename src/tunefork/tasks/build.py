@@ -49,7 +49,7 @@ def make_task(
             f"Received {listed(list(data.labels))}. Try leaving it out, or --task classification."
         )
     if spec.kind in ("classification", "scoring"):
-        names, mapping = find_labels(spec, rows, data.labels, labels)
+        names, mapping = find_labels(spec, rows, data, labels)
         return LabelledTask(spec, section, model_kind, names, mapping)
     if model_kind != "causal":
         raise UnsupportedError(
