@@ -259,7 +259,7 @@ def export(
 
     console = screen(as_json)
     found = export_run(run, to=to, out=out, dtype=dtype, device=device)
-    console.print(escape(found.says))
+    console.print(escape(found.says), soft_wrap=True)
     console.print(f"[bold]{escape(str(found.path))}[/]", soft_wrap=True)
     if as_json:
         emit({"path": str(found.path), "proof": found.proof})
