@@ -19,7 +19,7 @@ from rich.console import Console
 
 from tunefork.cli.show import interval
 from tunefork.recipe import make_recipe
-from tunefork.report.words import duration, size
+from tunefork.words import duration, size
 from tunefork.workflows import compare
 
 TRAINED = ["lora", "none"]

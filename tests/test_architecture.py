@@ -7,7 +7,7 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "tunefork"
 
 # From the bottom up. A room may import rooms of a lower level, and of its own room.
 LEVELS = [
-    {"errors", "zo"},  # zo imports no other room: it is usable alone
+    {"errors", "words", "zo"},  # zo imports no other room: it is usable alone
     {"files", "metrics", "recipe", "batch"},
     {"data", "run"},
     {"tasks", "render", "models"},

@@ -58,7 +58,11 @@ BYTES = (
     Case("gzip damaged", lambda p: p.train_on("a.csv.gz", gzip.compress(CSV.encode())[:40] + bytes(80)), ("gzip -t",)),
     Case("utf-16 with its mark", lambda p: p.train_on("a.csv", CSV.encode("utf-16")), ("UTF-16", "iconv")),
     Case("utf-16 without a mark", lambda p: p.train_on("a.csv", CSV.encode("utf-16-le")), ("NUL bytes", "iconv")),
-    Case("latin-1", lambda p: p.train_on("a.csv", CSV.encode() + MARGHERITA), ("0xf6", "line 26", "iconv")),
+    Case(
+        "latin-1",
+        lambda p: p.train_on("a.csv", CSV.encode() + MARGHERITA),
+        ("0xf6", "line 26", "iconv", "> converted.csv"),
+    ),
     Case("empty", lambda p: p.train_on("a.csv", ""), ("empty file (0 bytes)",)),
     Case("blank", lambda p: p.train_on("a.csv", "\n \n\n"), ("without any text",)),
     Case("binary", lambda p: p.train_on("a.csv", bytes(range(1, 256)) * 9), ("must be text", "binary data")),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cli.places import Arguments, Case, Place
-from tests.cli.scenes import chats
+from tests.cli.scenes import chats, reviews
 
 YAML = "task: classification\ndata: {train: rows.csv}\n"
 
@@ -143,6 +143,16 @@ VALUES = (
     Case("--seeds negative", lambda p: p.train("--seeds", -1), ("--seeds", "greater than or equal to 1")),
     Case("--labels without names", lambda p: p.train("--labels", "good,bad"), ("value=name", "'good,bad'")),
     Case("--labels with one name", lambda p: p.train("--labels", "good=x,bad=x"), ("two different",)),
+    Case(
+        "--labels of some labels only",
+        lambda p: p.train_on("a.csv", reviews(24, ("good", "bad", "so so")), "--labels", "good=yes,bad=no"),
+        ("8 rows of 24 with `so so`", "Try adding 'so so=NAME'", "data.max_unusable=1"),
+    ),
+    Case(
+        "demonstrations that nobody shows",
+        set_("evaluate.demonstrations", 8),
+        ("is read by the baseline in_context", "no baselines"),
+    ),
     Case("fractions leave nothing", set_("data.dev_fraction", 0.9), ("`data.dev_fraction`", "less than 0.5")),
     Case(
         "a share beside a file",

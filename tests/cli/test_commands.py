@@ -17,6 +17,8 @@ import pytest
 from tests.cli.places import Place, tree
 from tests.cli.scenes import Command, Said, as_csv, chats, put, reviews
 from tunefork.data import read_rows
+from tunefork.run import RunFolder
+from tunefork.train.checkpoint import load_newest, save_checkpoint
 
 RESULT_KEYS = {"schema", "recipe", "data", "steps", "forwards", "seconds", "peak_memory_bytes", "baselines", "test"}
 FIGURE_KEYS = {"value", "low", "high", "n"}
@@ -251,6 +253,27 @@ def test_splits_of_a_few_rows_are_warned_of(place: Place, tunefork: Command) -> 
     assert "a share measured on so few is uncertain by up to" in said.err
 
 
+@pytest.mark.parametrize("method", ["backprop", "zo"])
+def test_a_checkpoint_of_another_form_is_refused_in_a_sentence(method: str, place: Place, tunefork: Command) -> None:
+    """As earlier versions wrote them: the method zo without its fourth number, or a key that is no more."""
+    document(tunefork(*place.train("--method", method, "--adapter", "none")))
+    out = place.folder / "out"
+    (out / "result.json").unlink()
+    with RunFolder.open(out, write=True) as run:
+        newest = load_newest(run)
+        assert newest is not None
+        tensors, state = newest.tensors, newest.state
+        if method == "zo":
+            tensors["method"]["chosen"] = tensors["method"]["chosen"][:3]
+        else:
+            state["progress"]["mood"] = "good"
+        save_checkpoint(run, newest.step, tensors, state, keep=1)
+    said = tunefork("train", "--resume", "--out", out)
+    assert said.code == 2
+    assert "tunefork: A checkpoint must hold what this version goes on from." in said.sentence
+    assert "step-00000002, written in another form by Tunefork" in said.sentence
+
+
 @pytest.mark.parametrize("how", ["--out", "folder"])
 def test_resume(how: str, place: Place, tunefork: Command) -> None:
     """With the folder alone, named either way; it may have been moved."""
@@ -399,7 +422,25 @@ def test_predict_says_which_texts_were_cut(place: Place, tunefork: Command) -> N
     rows = place.put("new.csv", [{**row, "text": row["text"] * 400} for row in reviews(3)])
     (cut,) = document(tunefork("predict", place.run(), rows, "--json"))["findings"]
     assert (cut["code"], cut["level"], cut["count"], cut["split"]) == ("cut-row", "warning", 3, "")
-    assert "3 rows cut to fit" in tunefork("predict", place.folder / "kept", rows).out
+    assert "3 rows cut to fit" in tunefork("predict", place.folder / "kept", rows, "--overwrite").out
+
+
+def test_a_file_that_is_there_is_replaced_when_asked_to(place: Place, tunefork: Command) -> None:
+    taken = place.put("taken.csv", "mine")
+    export = ("data", "export", "--task", "classification", "--train", place.rows(), "--folder", place.folder / "sent")
+    place.put("sent/valid.jsonl", "mine")
+    for command in (
+        ("predict", place.run(), place.rows(), "--out", taken),
+        ("demo", "--rows", taken),
+        export,
+    ):
+        before = tree(place.folder)
+        said = tunefork(*command)
+        assert said.code == 2
+        assert "must not be replaced unasked" in said.sentence
+        assert tree(place.folder) == before
+        document(tunefork(*command, "--overwrite", "--json"))
+        assert tree(place.folder) != before
 
 
 def test_chat_streams_from_what_is_piped_in(place: Place, tunefork: Command) -> None:
@@ -408,6 +449,15 @@ def test_chat_streams_from_what_is_piped_in(place: Place, tunefork: Command) -> 
     assert said.code == 0, said.err
     assert len(said.out.split("\n")) >= 3
     assert said.err == ""
+
+
+def test_chat_gives_a_line_of_json_a_reply(place: Place, tunefork: Command) -> None:
+    place.patch.setattr("sys.stdin", io.StringIO("Is room 3 free?\n" + "And room 4? " * 80 + "\n"))
+    said = tunefork("chat", place.tiny("llama"), "--max-new-tokens", 4, "--json")
+    assert (said.code, said.err) == (0, "")
+    first, second = map(json.loads, said.out.splitlines())
+    assert first.keys() == second.keys() == {"reply", "left_out"}
+    assert first["left_out"] == 0 < second["left_out"]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -535,6 +585,7 @@ def test_report(place: Place, tunefork: Command) -> None:
     for _ in range(2):
         said = tunefork("report", page.parent)
         assert (said.code, said.out) == (0, f"{page}\n")
+    assert document(tunefork("report", page.parent, "--json")) == {"path": str(page)}
     assert page.read_text().startswith("<!doctype html>")
 
 

@@ -131,6 +131,13 @@ def test_a_comparison_that_is_interrupted_keeps_its_cells_and_goes_on(place: Pla
     assert '"kind": "resume"' in log.read_text()
 
 
+@pytest.mark.parametrize("temperature", ["0", "1"])
+def test_chat_says_nothing_but_the_reply(temperature: str, place: Place) -> None:
+    """Libraries warn on a stderr that only a process of its own shows."""
+    done = ran("chat", place.tiny("llama"), "--max-new-tokens", "3", "--temperature", temperature, input="Hello\n")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("command", ["--help", pytest.param("tasks", marks=pytest.mark.slow)])
 def test_a_reader_that_leaves_early_is_no_error(command: str) -> None:
     """As in `tunefork tasks | head -1`."""

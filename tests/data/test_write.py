@@ -41,11 +41,13 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
     target = tmp_path / "o.parquet"
     target.write_bytes(b"before")
     with pytest.raises(DataError, match="values of one type"):
-        write_rows(target, [{"a": 1}, {"a": "x"}])
+        write_rows(target, [{"a": 1}, {"a": "x"}], overwrite=True)
+    with pytest.raises(DataError, match="must not be replaced unasked"):
+        write_rows(target, ROWS)
     assert target.read_bytes() == b"before"
     (tmp_path / "taken.csv").mkdir()
     with pytest.raises(RunError, match=r"taken\.csv must succeed"):
-        write_rows(tmp_path / "taken.csv", ROWS)
+        write_rows(tmp_path / "taken.csv", ROWS, overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["o.parquet", "taken.csv"]
 
 

@@ -80,7 +80,8 @@ def test_the_card_tells_figures_proof_and_base(run: MakeRun, tmp_path: Path) -> 
     assert front["pipeline_tag"] == "text-generation"
     assert front["base_model"] == Path(result["recipe"]["model"]["name"]).name
     assert "license" not in front
-    assert f"{accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f})" in card
+    assert f"{accuracy['value']:.3f} ({accuracy['low']:.3f}–{accuracy['high']:.3f})" in card  # as the report has it
+    assert "It was made with Tunefork (LoRA)." in card
     assert found.proof is not None
     assert f"**{found.proof['ratio']:.2g}**" in card
     assert "License: not stated" in card

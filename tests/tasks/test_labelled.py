@@ -62,6 +62,7 @@ def test_a_row_without_label_can_be_predicted_but_not_learned_from() -> None:
     assert len(build_examples(task, bare, DataSection(), labelled=False)[0]) == 3
     examples, findings = build_examples(task, bare, DataSection(), labelled=True)
     assert not examples and findings[0].level == "error" and findings[0].count == 3
+    assert findings[0].examples[1] == "a.csv:3: no label or answer; filled in are `text`"
 
 
 def test_unusable_rows_are_counted_named_and_refused_past_the_threshold() -> None:

@@ -18,7 +18,7 @@ from tunefork.cli.data import data_app
 from tunefork.cli.hosted import Yes, confirmer, hosted_app, show_hosted
 from tunefork.cli.migrate import migrate_app
 from tunefork.cli.options import Origin, parse_size, recipe_command
-from tunefork.cli.screen import Json, emit, empty_table, escape, screen
+from tunefork.cli.screen import Json, Overwrite, emit, empty_table, escape, screen
 from tunefork.cli.server import keys_app, serve
 from tunefork.data.values import visible
 from tunefork.errors import DataError
@@ -124,14 +124,17 @@ def evaluate(recipe: Recipe, *, origin: Origin, yes: Yes = False, as_json: Json 
     """Measure a run (give its folder), or any --model as it is, on the rows of --test."""
     from tunefork import workflows
     from tunefork.cli.show import show_findings, show_metrics
-    from tunefork.report.words import count, duration
+    from tunefork.words import count, duration
 
     console = screen(as_json)
     model = recipe.model.name
     file = origin.file
+    measured = ("evaluate.bootstrap", "evaluate.confidence", "evaluate.tokens_per_batch", "seed")
     if file is not None and file.is_dir():
-        origin.only("data.test", "data.max_unusable", "data.max_cut", "model.device", "evaluate.", "seed")
+        origin.only("data.test", "data.max_unusable", "data.max_cut", "model.device", *measured)
         model = str(file)
+    else:
+        origin.only("model.", "task.", "data.", "hosted.", *measured)
     found = workflows.evaluate(model, recipe=recipe, confirm=confirmer(console, yes, recipe.hosted.limit))
     show_findings(console, [f for f in found.findings if f.level != "info"])
     show_metrics(console, {model: found.metrics})
@@ -181,6 +184,7 @@ def predict(
     run: Run,
     file: Annotated[Path, typer.Argument(help="rows; labels are not needed")],
     out: Annotated[Path | None, typer.Option("--out", help="default: NAME.predicted.EXT beside the file")] = None,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -189,7 +193,7 @@ def predict(
     from tunefork.cli.show import show_findings
 
     console = screen(as_json)
-    found = workflows.predict(run, file, out, device=device)
+    found = workflows.predict(run, file, out, device=device, overwrite=overwrite)
     show_findings(console, [f for f in found.findings if f.level != "info"])
     console.print(f"{found.predicted:,} of {found.rows:,} rows predicted: [bold]{escape(str(found.path))}[/]")
     if as_json:
@@ -208,14 +212,15 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N", help="longest reply")] = 256,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="of sampling")] = 0,
     device: Device = "auto",
+    as_json: Json = False,
 ) -> None:
-    """Talk with a model in the terminal; an empty line or Ctrl-D ends it."""
+    """Talk with a model in the terminal; an empty line or Ctrl-D ends it. With --json each reply is a line of JSON."""
     from tunefork import workflows
 
     talk = workflows.Chat(
         model, system=system, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, device=device
     )
-    interactive = sys.stdin.isatty()
+    interactive = sys.stdin.isatty() and not as_json
     while True:
         if interactive:
             sys.stdout.write("you> ")
@@ -228,7 +233,11 @@ def chat(
             return
         if interactive:
             sys.stdout.write("model> ")
-        for piece in talk.say(line.strip()):
+        pieces = talk.say(line.strip())
+        if as_json:
+            emit({"reply": "".join(pieces), "left_out": talk.left_out}, indent=None)
+            continue
+        for piece in pieces:
             sys.stdout.write(visible(piece))
             sys.stdout.flush()
         sys.stdout.write("\n")
@@ -250,7 +259,7 @@ def export(
 
     console = screen(as_json)
     found = export_run(run, to=to, out=out, dtype=dtype, device=device)
-    console.print(escape(found.says))
+    console.print(escape(found.says), soft_wrap=True)
     console.print(f"[bold]{escape(str(found.path))}[/]", soft_wrap=True)
     if as_json:
         emit({"path": str(found.path), "proof": found.proof})
@@ -269,7 +278,7 @@ def replay(
 ) -> None:
     """Rebuild what the method zo trained, bit for bit, from the base model and the log of the run."""
     from tunefork import workflows
-    from tunefork.report.words import duration
+    from tunefork.words import duration
 
     console = screen(as_json)
     on_stage = lambda text: console.print(f"[dim]{escape(text)} …[/]")  # noqa: E731
@@ -282,11 +291,14 @@ def replay(
 
 
 @app.command()
-def report(run: Run) -> None:
+def report(run: Run, as_json: Json = False) -> None:
     """Write RUN/report.html again."""
     from tunefork.report import write_report
 
-    screen(False).print(escape(str(write_report(run))), soft_wrap=True)
+    path = str(write_report(run))
+    screen(as_json).print(escape(path), soft_wrap=True)
+    if as_json:
+        emit({"path": path})
 
 
 @app.command()
@@ -325,6 +337,7 @@ def demo(
     rows: Annotated[
         Path | None, typer.Option("--rows", metavar="FILE", help="only write the embedded rows, as csv, jsonl …")
     ] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """The main job on the embedded model and data: a few minutes on two CPU cores, no network."""
@@ -334,7 +347,7 @@ def demo(
 
     console = screen(as_json)
     if rows is not None:
-        count = workflows.demo_rows(rows)
+        count = workflows.demo_rows(rows, overwrite=overwrite)
         console.print(f"{count:,} rows of customer feedback: [bold]{escape(str(rows))}[/]", soft_wrap=True)
         if as_json:
             emit({"path": str(rows), "rows": count})

@@ -20,9 +20,8 @@ data_app.command("export")(data_export)
 @recipe_command
 def data_check(recipe: Recipe, *, as_json: Json = False) -> None:
     """Everything that is found in the rows before training, alone."""
-    from tunefork import workflows
+    from tunefork import words, workflows
     from tunefork.cli.show import show_findings
-    from tunefork.report import words
 
     found = workflows.check_data(recipe)
     console = screen(as_json)

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from tunefork.cli.options import recipe_command
-from tunefork.cli.screen import Json, emit, escape, screen
+from tunefork.cli.screen import Json, Overwrite, emit, escape, screen
 from tunefork.errors import RecipeError
 from tunefork.recipe import Recipe
 
@@ -59,6 +59,7 @@ def data_export(
     *,
     to: Annotated[str, typer.Option("--to", help="openai, together, fireworks or mistral")] = "openai",
     folder: Annotated[Path, typer.Option("--folder", help="for train.jsonl and valid.jsonl")] = Path("exported"),
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write the rows as a service's training files, checked by its published rules."""
@@ -66,7 +67,7 @@ def data_export(
     from tunefork.cli.show import show_findings
 
     console = screen(as_json)
-    paths, findings = workflows.export_lines(recipe, to, folder)
+    paths, findings = workflows.export_lines(recipe, to, folder, overwrite)
     show_findings(console, [f for f in findings if f.level != "info"])
     console.print(f"[bold]{escape(' · '.join(map(str, paths.values())))}[/]", soft_wrap=True)
     if as_json:

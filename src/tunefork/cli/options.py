@@ -43,9 +43,10 @@ class Origin(NamedTuple):
         """Raises RecipeError for a path that was set and does not begin like one of `read`."""
         for path in self.given:
             if not path.startswith(read):
+                said = "of a run, which knows its own task, columns and model, " if self.file is not None else ""
                 raise RecipeError(
-                    f"`{path}` must be read by the command. A run knows its own task, columns and model: read are "
-                    f"{', '.join(read)}. Received it for {self.file}. Try leaving it out."
+                    f"`{path}` must be read by the command. Received it, and {said}read are {', '.join(read)}. "
+                    "Try leaving it out."
                 )
 
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from tunefork.cli.screen import escape
-from tunefork.cli.show import number, show_findings, show_plan
+from tunefork.cli.show import show_findings, show_plan
 from tunefork.hosted.prices import Estimate
-from tunefork.report.words import duration, size
 from tunefork.train.loop import Event
-from tunefork.train.memory import anonymous_bytes
+from tunefork.words import decimal, duration, size
 from tunefork.workflows.finetune import Listener, Plan
 from tunefork.workflows.hosted_plan import HostedPlan
 
@@ -21,7 +21,9 @@ PLAIN_EVERY_SECONDS = 10.0
 
 
 class Watcher(Listener):
-    """Shows the plan, then steps with ETA, loss, tokens/s, memory and the last look at dev."""
+    """Shows the plan, then steps with ETA, loss, the last look at dev, tokens/s, and peak memory so far, as the result
+    counts it.
+    """
 
     def __init__(self, console: Console, agree: Callable[[Estimate], bool] = lambda estimate: False) -> None:
         self.console, self.agree = console, agree
@@ -55,7 +57,7 @@ class Watcher(Listener):
             self._step(event)
         elif event.kind == "look":
             better = " (best so far)" if event.values["better"] else ""
-            self.last_look = f"dev {event.values['metric']} {number(float(event.values['value']))}"
+            self.last_look = f"dev {event.values['metric']} {decimal(float(event.values['value']))}"
             if self.bar is None:
                 self.console.print(f"step {event.step:,}: {self.last_look}{better}")
         elif event.kind == "resume":
@@ -79,8 +81,8 @@ class Watcher(Listener):
                 self._open()
         done = event.step - self.first
         speed = (tokens - self.tokens_before) / (now - self.started) if now > self.started and done else 0.0
-        used = anonymous_bytes()
-        memory = f" · {size(used)}" if used is not None else ""
+        peak = event.values["peak_memory_bytes"]
+        memory = f" · peak {size(peak)}" if peak is not None else ""
         look = f" · {self.last_look}" if self.last_look else ""
         rate = f"{speed:,.0f} tokens/s"
         if "projected_gradient" in event.values:  # zeroth-order: what is measured along how many directions
@@ -89,22 +91,23 @@ class Watcher(Listener):
             slope, queries = event.values["projected_gradient"], event.values["queries"]
             rate = f"|g| {slope:.3g} · {queries:.0f} queries · {forwards:,.0f} row-forwards/s"
         goal = "objective" if "objective" in event.values else "loss"
-        text = f"{goal} {event.values[goal]:.4f} · {rate}{memory}{look}"
+        text = f"{goal} {event.values[goal]:.4f}{look} · {rate}{memory}"
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=event.step, detail=text)
         elif now - self.last_line >= PLAIN_EVERY_SECONDS or event.step == self.steps:
             left = (self.steps - event.step) * (now - self.started) / done if done else None
-            self.console.print(f"step {event.step:,}/{self.steps:,} · {text} · {duration(left)} left")
+            said = f"step {event.step:,}/{self.steps:,} · {text} · {duration(left)} left"
+            self.console.print(said, soft_wrap=True)
             self.last_line = now
 
     def _open(self) -> None:
         self.bar = Progress(
-            TextColumn("training"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
             console=self.console,
+            expand=True,  # so that it is the end of the text that a narrow terminal leaves out
         )
         self.task = self.bar.add_task("training", total=self.steps, detail="")
         self.bar.start()

@@ -16,6 +16,7 @@ from rich.table import Table
 from tunefork.data.values import visible
 
 Json = Annotated[bool, typer.Option("--json", help="machine-readable results alone on stdout")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace a file that is there")]
 
 
 def screen(machine: bool) -> Console:
@@ -28,11 +29,12 @@ def escape(text: str) -> str:
     return escape_markup(visible(text))
 
 
-def emit(value: Any) -> None:
-    """JSON, alone on stdout; numbers that are not finite are null, as in result.json."""
+def emit(value: Any, indent: int | None = 2) -> None:
+    """JSON, alone on stdout; numbers that are not finite are null, as in result.json. `indent` None: on one line."""
     finite = json.loads(json.dumps(value, default=_plain), parse_constant=lambda name: None)
-    json.dump(finite, sys.stdout, indent=2)
+    json.dump(finite, sys.stdout, indent=indent)
     sys.stdout.write("\n")
+    sys.stdout.flush()
 
 
 def empty_table(*left: str, right: Sequence[str] = (), title: str | None = None) -> Table:

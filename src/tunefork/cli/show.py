@@ -11,13 +11,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from tunefork import words
 from tunefork.cli.screen import empty_table, escape
 from tunefork.data import Finding
 from tunefork.evaluate.summary import caution
 from tunefork.recipe.load import settings
-from tunefork.report import verdict, words
-from tunefork.report.words import duration, size
+from tunefork.report import verdict
 from tunefork.run import RunFolder
+from tunefork.words import duration, size
 from tunefork.workflows.advice import Cell
 from tunefork.workflows.compare import Comparison
 from tunefork.workflows.finetune import Plan
@@ -81,7 +82,8 @@ def show_result(console: Console, result: Mapping[str, Any], where: str) -> None
     memory = result["peak_memory_bytes"]
     console.print(
         f"trained {duration(result['seconds']['train'])}, measured {duration(result['seconds']['evaluate'])}; "
-        f"peak {size(memory['value'])} ({memory['kind']}; forecast {size(memory['forecast'])})"
+        f"peak {size(memory['value'])} ({memory['kind']}; forecast {size(memory['forecast'])})",
+        soft_wrap=True,
     )
     console.print(f"[bold]{escape(where)}[/]  model/ · result.json · report.html", soft_wrap=True)
 

@@ -171,4 +171,5 @@ def _decoded(data: bytes, path: str) -> tuple[str, list[Finding]]:
 def _not_utf8(path: str, received: str, encoding: str) -> str:
     source = f"zcat {path} | iconv -f {encoding} -t UTF-8" if path.lower().endswith(".gz") else ""
     command = source or f"iconv -f {encoding} -t UTF-8 {path}"
-    return f"`{path}` must be UTF-8 text. Received {received}. Try: {command} > converted"
+    suffix = Path(path.removesuffix(".gz")).suffix  # the format is told from the name
+    return f"`{path}` must be UTF-8 text. Received {received}. Try: {command} > converted{suffix}"

@@ -15,17 +15,18 @@ from tunefork.errors import DataError, MissingExtraError, MissingFileError
 from tunefork.files import write_atomic
 
 
-def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]], *, overwrite: bool = False) -> None:
     """Writes rows as csv, tsv, json, jsonl (each also .gz), xlsx or parquet, by the extension of `path`.
 
     Columns are those of all rows, in the order they are met. In csv, tsv and xlsx lists and objects become JSON text
     and None an empty cell. No half-written file is ever seen.
 
-    Raises DataError for another extension, MissingFileError for a missing folder, MissingExtraError when the format's
-    package is not installed, RunError or TrainingError when the disk refuses.
+    Raises DataError for another extension, or for a file that is there unless `overwrite`; MissingFileError for a
+    missing folder, MissingExtraError when the format's package is not installed, RunError or TrainingError when the
+    disk refuses.
     """
     path = Path(path)
-    kind = check_target(path)
+    kind = check_target(path, overwrite)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     if kind in TEXT_FORMATS:
         data = _as_text(kind, columns, rows).encode()
@@ -36,13 +37,15 @@ def write_rows(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_atomic(path, data)
 
 
-def check_target(path: Path) -> str:
+def check_target(path: Path, overwrite: bool = False) -> str:
     """The format that rows would be written in; raises DataError or MissingFileError where they cannot be."""
     kind = format_of(path.name)
     if kind is None:
         raise DataError(f"Rows can be written as {ACCEPTED}. Received `{path}`. Try `{path.stem}.csv`.")
     if not path.parent.is_dir():
         raise MissingFileError(f"The folder to write into must exist. Received `{path}`. Try: mkdir -p {path.parent}")
+    if path.exists() and not overwrite:
+        raise DataError(f"A file must not be replaced unasked. `{path}` is there. Try another name, or --overwrite.")
     return kind
 
 

@@ -21,9 +21,10 @@ from tunefork.metrics import lead_n
 from tunefork.recipe.schema import EvaluateSection
 from tunefork.render import Rendered, Renderer
 from tunefork.tasks.base import Example, Prediction, Task
+from tunefork.tasks.build import item_text
 
-Says = tuple[list[Prediction], int, list[str]]
-"""Predictions in the order of the rows, rows that went through the model, and notes."""
+Says = tuple[list[Prediction], list[str]]
+"""Predictions in the order of the rows, and notes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,6 @@ class BaselineResult:
     predictions: Sequence[Prediction]
     metrics: Mapping[str, Value]
     seconds: float
-    rows_forwarded: int  # rows x forward passes, as training counts them
     notes: Sequence[str] = field(default=())
 
 
@@ -140,10 +140,10 @@ def _run(names: Sequence[str], inputs: _Inputs) -> dict[str, BaselineResult]:
         if info.needs_model:
             inputs.model()
         started = time.perf_counter()
-        predictions, forwarded, notes = say(inputs)
+        predictions, notes = say(inputs)
         seconds = time.perf_counter() - started
         metrics = measure(inputs.task, predictions, inputs.section, inputs.seed)
-        results[name] = BaselineResult(predictions, metrics, seconds, forwarded, tuple(notes))
+        results[name] = BaselineResult(predictions, metrics, seconds, tuple(notes))
     return results
 
 
@@ -160,29 +160,29 @@ def _majority(inputs: _Inputs) -> Says:
         predictions.append(candidate_prediction(inputs.task, example, shares))
     best = int(counts.argmax())
     said = inputs.task.labels[best] if inputs.task.labels else f"candidate {best + 1}"
-    return predictions, 0, [f"Always {said}: {counts[best] / counts.sum():.1%} of train."]
+    return predictions, [f"Always {said}: {counts[best] / counts.sum():.1%} of train."]
 
 
 def _tfidf(inputs: _Inputs) -> Says:
     train, dev = _labelled(inputs.train), _labelled(inputs.dev)
-    counts = linear.word_counts(*([_text(e) for e in part] for part in (train, dev, inputs.test)))
+    counts = linear.word_counts(*([item_text(e) for e in part] for part in (train, dev, inputs.test)))
     if counts is None:
-        predictions, _, notes = _majority(inputs)
-        return predictions, 0, ["No words in the training texts, so it says what majority says.", *notes]
+        predictions, notes = _majority(inputs)
+        return predictions, ["No words in the training texts, so it says what majority says.", *notes]
     return _linear(inputs, train, dev, counts, linear.TFIDF_C)
 
 
 def _probe(inputs: _Inputs) -> Says:
     train, dev, renderer = _labelled(inputs.train), _labelled(inputs.dev), inputs.asking.renderer
-    encoded = [text_ids(renderer, _text(e)) for e in (*train, *dev, *inputs.test)]
+    encoded = [text_ids(renderer, item_text(e)) for e in (*train, *dev, *inputs.test)]
     features = frozen_features(inputs.model(), [ids for ids, _ in encoded], pad=renderer.pad, **inputs.asking.passes)
     a, b = len(train), len(train) + len(dev)
     scaled = linear.standardised(features[:a], features[a:b], features[b:])
-    predictions, _, notes = _linear(inputs, train, dev, scaled, linear.PROBE_C)
+    predictions, notes = _linear(inputs, train, dev, scaled, linear.PROBE_C)
     cut = sum(1 for _, missing in encoded if missing)
     if cut:
         notes.append(f"{cut} of {len(encoded)} texts are longer than {renderer.max_length} tokens; their end was cut.")
-    return predictions, len(encoded), notes
+    return predictions, notes
 
 
 def _linear(
@@ -212,11 +212,11 @@ def _linear(
         check=inputs.check,
     )
     predictions = [candidate_prediction(task, e, p) for e, p in zip(inputs.test, probabilities, strict=True)]
-    return predictions, 0, [note]
+    return predictions, [note]
 
 
 def _zero_shot(inputs: _Inputs) -> Says:
-    return predict_examples(inputs.model(), inputs.asking, inputs.test), len(inputs.test), []
+    return predict_examples(inputs.model(), inputs.asking, inputs.test), []
 
 
 def _in_context(inputs: _Inputs) -> Says:
@@ -243,7 +243,7 @@ def _in_context(inputs: _Inputs) -> Says:
         )
     stop = () if any(SEPARATOR in (e.answer or "") for e in chosen) else (SEPARATOR,)
     predictions = predict_examples(inputs.model(), inputs.asking, asked, rendered=rendered, more_stops=stop)
-    return predictions, len(asked), notes
+    return predictions, notes
 
 
 def _fitted(
@@ -262,18 +262,14 @@ def _fitted(
 
 def _lead3(inputs: _Inputs) -> Says:
     predictions = [
-        Prediction(e.source, lead_n(_text(e), 3), right_answer(e), references=e.references, group=e.group)
+        Prediction(e.source, lead_n(item_text(e), 3), right_answer(e), references=e.references, group=e.group)
         for e in inputs.test
     ]
-    return predictions, 0, []
+    return predictions, []
 
 
 def _labelled(examples: Sequence[Example]) -> list[Example]:
     return [e for e in examples if e.gold is not None]
-
-
-def _text(example: Example) -> str:
-    return example.text or example.prompt
 
 
 def _names(task: Task, example: Example) -> Sequence[str]:

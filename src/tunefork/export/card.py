@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from tunefork import words
 from tunefork.evaluate.summary import caution
 from tunefork.evaluate.trained import Trained
 from tunefork.export.proof import Proof
@@ -21,14 +22,6 @@ _PIPELINES = {
     "AutoModelForSequenceClassification": "text-classification",
     "AutoModelForMaskedLM": "fill-mask",
     "AutoModelForCausalLM": "text-generation",
-}
-_ADAPTERS = {
-    "none": "full fine-tuning",
-    "lora": "LoRA",
-    "qlora": "LoRA on a base in NF4 (QLoRA)",
-    "dora": "DoRA",
-    "prefix": "prefix tuning",
-    "head": "a classification head on frozen weights",
 }
 _LIBRARIES = {"merged": "transformers", "adapter": "peft", "trajectory": "tunefork"}
 _SHOWN_SETTINGS = ("method", "learning_rate", "schedule", "warmup", "batch_size", "weight_decay", "epochs", "max_steps")
@@ -45,7 +38,7 @@ def render_card(
     parts = [
         _front_matter(base, licence, trained, to),
         f"# {title}\n",
-        _summary(base, info, trained, to, dtype),
+        _summary(base, info, trained, words.system_name(result["recipe"]), to, dtype),
         _licence(base, licence),
         "## How to use it\n",
         _usage(to, info["adapter"], code, where),
@@ -81,7 +74,7 @@ def _front_matter(base: str, licence: str | None, trained: Trained, to: str) -> 
     return "\n".join(lines)
 
 
-def _summary(base: str, info: ArtefactInfo, trained: Trained, to: str, dtype: str) -> str:
+def _summary(base: str, info: ArtefactInfo, trained: Trained, how: str, to: str, dtype: str) -> str:
     task = trained.task
     labels = f" Its answers are {', '.join(f'`{label}`' for label in task.labels[:30])}." if task.labels else ""
     more = f" (and {len(task.labels) - 30} more)" if len(task.labels) > 30 else ""
@@ -92,9 +85,8 @@ def _summary(base: str, info: ArtefactInfo, trained: Trained, to: str, dtype: st
         "trajectory": "This is the log of its training, from which the model is rebuilt bit for bit.",
     }[to]
     return (
-        f"`{base}` ({info['base']['architecture']}, {info['base']['parameters']:,} parameters), fine-tuned with "
-        f"{_ADAPTERS[info['adapter']]} for the task `{task.info.name}`{kind}.{labels}{more} {kept} "
-        "It was made with Tunefork.\n"
+        f"`{base}` ({info['base']['architecture']}, {info['base']['parameters']:,} parameters), fine-tuned for the task"
+        f" `{task.info.name}`{kind}.{labels}{more} {kept} It was made with Tunefork ({how}).\n"
     )
 
 
@@ -140,9 +132,9 @@ def _metrics(result: Mapping[str, Any]) -> str:
     measured: Mapping[str, Mapping[str, Any]] = result["test"]
     if not measured:
         return "It was not measured: the run had no test rows.\n"
-    systems = [("**this model**", measured), *((n.replace("_", " "), m) for n, m in result["baselines"].items())]
+    systems = [("**this model**", measured), *((words.baseline_name(n), m) for n, m in result["baselines"].items())]
     names = list(measured)
-    rows = [[name, *(_value(figures.get(metric)) for metric in names)] for name, figures in systems]
+    rows = [[name, *(words.value(figures[m]) if m in figures else "–" for m in names)] for name, figures in systems]
     n = max(int(value["n"]) for value in measured.values())
     return (
         f"On {n:,} test rows that were read once, after training, with {_percent(result)} bootstrap intervals; "
@@ -150,15 +142,6 @@ def _metrics(result: Mapping[str, Any]) -> str:
         + _table(["", *(f"`{name}`" for name in names)], rows)
         + (f"\n{said}\n" if (said := caution(measured, "`{}`".format)) else "")
     )
-
-
-def _value(figure: Mapping[str, Any] | None) -> str:
-    if figure is None or figure["value"] is None:
-        return "–"
-    if figure["low"] is None or figure["high"] is None:
-        return f"{figure['value']:.3f}"
-    between = "no spread" if figure["low"] == figure["high"] else f"{figure['low']:.3f} to {figure['high']:.3f}"
-    return f"{figure['value']:.3f} ({between})"
 
 
 def _percent(result: Mapping[str, Any]) -> str:
@@ -196,14 +179,8 @@ def _settings(result: Mapping[str, Any]) -> str:
         shown.append(("prefix_tokens", recipe["adapter"]["prefix_tokens"]))
     shown += [("dtype", recipe["model"]["dtype"]), ("max_length", recipe["model"]["max_length"])]
     shown.append(("seed", recipe["seed"]))
-    rows = [[f"`{key}`", _setting(value)] for key, value in shown if value is not None]
+    rows = [[f"`{key}`", words.setting(value)] for key, value in shown if value is not None]
     return _table(["setting", "value"], rows) + "\nThe whole recipe is in `recipe.yaml`.\n"
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _limits(result: Mapping[str, Any], to: str) -> str:

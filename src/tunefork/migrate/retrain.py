@@ -14,9 +14,9 @@ from tunefork.hosted.jobs import read_file
 from tunefork.hosted.services import find_model
 from tunefork.migrate.record import Recording, read_recording
 from tunefork.recipe import Recipe, load_recipe
-from tunefork.report.words import size
 from tunefork.run import RunFolder
 from tunefork.train.memory import available_bytes
+from tunefork.words import size
 from tunefork.workflows import Listener, finetune, plan_run
 
 

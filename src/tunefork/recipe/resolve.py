@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunefork.errors import RecipeError
-from tunefork.recipe.schema import AdapterSection, DataSection, Recipe
+from tunefork.recipe.schema import AdapterSection, DataSection, EvaluateSection, Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,8 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
         now.checkpointing_needed,
         "the forecast without it does not fit the memory there is" if now.checkpointing_needed else "memory suffices",
     )
-    fill("evaluate.baselines", now.baselines, "all that fit the task")
+    baselines = fill("evaluate.baselines", now.baselines, "all that fit the task")
+    refuse_demonstrations(recipe.evaluate, baselines)
     return Resolved(Recipe.model_validate(tree), tuple(reasons), steps, per_epoch)
 
 
@@ -166,6 +167,15 @@ def _refuse_unread(recipe: Recipe, adapter: str, is_lora: bool, now: Situation) 
         raise RecipeError(
             f"`train.head_start` must have a head to start. Received {recipe.train.head_start!r} for a task of the "
             f"form {now.form}. Try leaving it out, or --form head for a classification."
+        )
+
+
+def refuse_demonstrations(section: EvaluateSection, baselines: Sequence[str]) -> None:
+    """Raises RecipeError for a number of demonstrations that no baseline shows."""
+    if "in_context" not in baselines and section.demonstrations != EvaluateSection().demonstrations:
+        raise RecipeError(
+            "`evaluate.demonstrations` is read by the baseline in_context. Received it with "
+            f"{', '.join(baselines) or 'no baselines'}. Try adding in_context to evaluate.baselines, or leaving it out."
         )
 
 

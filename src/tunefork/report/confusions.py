@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tunefork import words
 from tunefork.metrics import class_scores, confusion_matrix
-from tunefork.report import words
 from tunefork.report.reading import Record
 
 MOST_CLASSES = 12

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tunefork import words
 from tunefork.evaluate.summary import Change
-from tunefork.report import words
 from tunefork.report.reading import Record
 from tunefork.tasks import Prediction
 

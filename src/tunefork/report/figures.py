@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
 from numpy.typing import NDArray
 
-from tunefork.report import words
+from tunefork import words
 
 # matplotlib is given stand-ins, which become the variables of style.css
 _INK, _SOFT, _LINE, _ACCENT = "#010203", "#020304", "#030405", "#040506"

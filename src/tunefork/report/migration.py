@@ -8,7 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tunefork.report import figures, words
+from tunefork import words
+from tunefork.report import figures
 from tunefork.report.page import environment, page_style
 
 _OUTCOMES = {"better": "better", "worse": "worse", "unclear": "no clear difference", "unmeasured": "not measured"}

@@ -12,9 +12,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from tunefork import words
 from tunefork.evaluate.summary import caution
 from tunefork.recipe.load import settings
-from tunefork.report import figures, words
+from tunefork.report import figures
 from tunefork.report.confusions import find_confusions
 from tunefork.report.examples import show_changes, show_samples
 from tunefork.report.reading import Record, read_record

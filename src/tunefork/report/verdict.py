@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tunefork import words
 from tunefork.evaluate.summary import Change, compare_predictions, gained_lost
 from tunefork.metrics import Paired
-from tunefork.report import words
 from tunefork.report.reading import Record, read_record
 from tunefork.run import RunFolder
 

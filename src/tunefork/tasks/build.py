@@ -49,7 +49,7 @@ def make_task(
             f"Received {listed(list(data.labels))}. Try leaving it out, or --task classification."
         )
     if spec.kind in ("classification", "scoring"):
-        names, mapping = find_labels(spec, rows, data.labels, labels)
+        names, mapping = find_labels(spec, rows, data, labels)
         return LabelledTask(spec, section, model_kind, names, mapping)
     if model_kind != "causal":
         raise UnsupportedError(
@@ -81,7 +81,8 @@ def build_examples(
             bad.append(str(error))
             continue
         if labelled and not _answered(example):
-            bad.append(f"{row.source}: no label or answer; the row has {listed(sorted(map(str, row.values)))}")
+            filled = sorted(name for name, value in row.values.items() if value not in (None, ""))
+            bad.append(f"{row.source}: no label or answer; filled in are {listed(filled)}")
             continue
         examples.append(example)
         positions += labelled and isinstance(task, ChoiceTask) and task.by_position(row)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
 
 from tunefork.data.rows import Row
-from tunefork.data.values import label_text, listed, shorten
+from tunefork.data.values import counted, label_text, listed, shorten
 from tunefork.errors import DataError, RecipeError, UnsupportedError, did_you_mean
 from tunefork.metrics import AgreementMetric, AgreementStatistic, ConfusionMetric, ConfusionStatistic
-from tunefork.recipe.schema import ModelKind, TaskSection
+from tunefork.recipe.schema import DataSection, ModelKind, TaskSection
 from tunefork.tasks.base import MASK, Example, Form, Objective, Prediction, Statistic
 from tunefork.tasks.spec import SpecTask, TaskSpec, group_of, named_values, unrolled
 from tunefork.tasks.template import fill, names_in
@@ -100,17 +101,17 @@ class LabelledTask(SpecTask):
 
 
 def find_labels(
-    spec: TaskSpec, rows: Sequence[Row], given: Mapping[str, str] | None, names: Sequence[str] | None = None
+    spec: TaskSpec, rows: Sequence[Row], data: DataSection, names: Sequence[str] | None = None
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """(names in order, value in the file -> name): from the recipe, the preset, or the rows.
+    """(names in order, value in the file -> name): from `data.labels`, the preset, or the rows.
 
     Values seen in the rows are sorted (as numbers if all are); underscores are shown as spaces. A row may also carry
     the name instead of the value. `names` are those of a trained model, which fix the order. Raises DataError when
     fewer than two labels are found.
     """
-    mapping = {label_text(value) or value: name for value, name in (given or spec.labels or {}).items()}
-    if given and not names:
-        _refuse_unmatched(mapping, _values(spec, rows))
+    mapping = {label_text(value) or value: name for value, name in (data.labels or spec.labels or {}).items()}
+    if data.labels and not names:
+        _refuse_unmatched(mapping, _values(spec, rows), data.max_unusable)
     if names:
         mapping = {value: name for value, name in mapping.items() if name in names} | {name: name for name in names}
     elif not mapping:
@@ -135,8 +136,10 @@ def find_labels(
     return found, {name: name for name in found} | mapping
 
 
-def _refuse_unmatched(mapping: Mapping[str, str], values: Sequence[str]) -> None:
-    """Raises RecipeError where a value is named that no row has, and rows have one that is not named: a misspelling."""
+def _refuse_unmatched(mapping: Mapping[str, str], values: Mapping[str, int], allowed: float) -> None:
+    """Raises RecipeError where a value is named that no row has, and rows have one that is not named: a misspelling;
+    and where more than the `allowed` share of `values` (how many rows have each) is not named.
+    """
     rest = [value for value in values if not {value, value.replace("_", " ")} & mapping.keys()]
     unnamed = [value for value in rest if not {value, value.replace("_", " ")} & set(mapping.values())]
     for value, name in mapping.items():
@@ -146,17 +149,24 @@ def _refuse_unmatched(mapping: Mapping[str, str], values: Sequence[str]) -> None
                 f"`data.labels` must name values of the label column: {listed(sorted(values))}. Received `{value}`, "
                 f"which no row has.{hint or ' Try one that is there.'}"
             )
+    rows, lost = sum(values.values()), sum(values[value] for value in unnamed)
+    if lost > allowed * rows:
+        raise RecipeError(
+            f"`data.labels` must name every value of the label column. Received {listed(list(mapping))}, and "
+            f"{counted(lost, 'row')} of {rows:,} with {listed(sorted(unnamed))}. Try adding '{min(unnamed)}=NAME', or "
+            "--set data.max_unusable=1 to leave them out."
+        )
 
 
-def _values(spec: TaskSpec, rows: Sequence[Row]) -> list[str]:
-    """Distinct labels of the rows."""
-    seen = {label_text(named_values(spec, part).get("label")) for row in rows for part in unrolled(spec, row)}
-    return [value for value in seen if value is not None]
+def _values(spec: TaskSpec, rows: Sequence[Row]) -> dict[str, int]:
+    """Distinct labels of the rows, and how many have each."""
+    seen = Counter(label_text(named_values(spec, part).get("label")) for row in rows for part in unrolled(spec, row))
+    return {value: n for value, n in seen.items() if value is not None}
 
 
 def _seen(spec: TaskSpec, rows: Sequence[Row]) -> list[str]:
     """Distinct labels of the rows, at least two of them."""
-    values = _values(spec, rows)
+    values = list(_values(spec, rows))
     if len(values) == 1:
         raise DataError(
             f"Training rows must carry at least two different labels. Received {values[0]!r} in all of them. Try rows "

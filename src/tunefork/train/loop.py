@@ -210,13 +210,20 @@ def train(
 
 
 def _resume(loaded: Loaded, device: torch.device, method: Method) -> tuple[Progress, list[str]]:
-    kept = loaded.state["progress"]
-    if kept["step"] != loaded.step:
-        raise RunError(f"A checkpoint's state must be of its own step. Received {kept['step']} in step {loaded.step}.")
-    method.load_learned(loaded.tensors["weights"])
-    method.load_state(loaded.tensors["method"])
-    now = environment(device, loaded.state["environment"]["dtype"])
-    return Progress(**kept), environment_differences(loaded.state["environment"], now)
+    """Puts a checkpoint into the method. Raises RunError for one that another version has written in another form."""
+    then = loaded.state["environment"]
+    try:
+        progress = Progress(**loaded.state["progress"])
+        method.load_learned(loaded.tensors["weights"])
+        method.load_state(loaded.tensors["method"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"A checkpoint must hold what this version goes on from. Received {loaded.path}, written in another form "
+            f"by Tunefork {then['tunefork']} ({error}). Try the version that began the run, or a new run."
+        ) from error
+    if progress.step != loaded.step:
+        raise RunError(f"A checkpoint's state must be of its own step. Received {progress.step} in step {loaded.step}.")
+    return progress, environment_differences(then, environment(device, then["dtype"]))
 
 
 def fingerprint_rows(rows: Sequence[Rendered]) -> str:

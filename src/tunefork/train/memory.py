@@ -67,7 +67,7 @@ class PeakMeter:
 
     @property
     def value(self) -> int | None:
-        """Peak so far, bytes above the start."""
+        """Peak so far, bytes above the start; None where nothing can be measured."""
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self.device))
         return None if self._peak is None else self._peak - self._start

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunefork import words
 from tunefork.metrics import Paired
-from tunefork.report import words
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ def stream(trained: Trained, prompt: Sequence[int], temperature: float, longest:
     config = GenerationConfig(
         do_sample=temperature > 0,
         temperature=temperature or 1.0,
-        top_k=0,
+        top_k=0 if temperature > 0 else 50,  # unread without sampling, where transformers warns of all but its default
         top_p=1.0,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,

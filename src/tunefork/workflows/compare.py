@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tunefork import words
 from tunefork.errors import (
     Interrupted,
     MissingExtraError,
@@ -28,7 +29,6 @@ from tunefork.metrics import Paired
 from tunefork.models import check_support
 from tunefork.recipe import Recipe, make_recipe
 from tunefork.recipe.schema import AdapterSection, TrainSection, ZoSection
-from tunefork.report import words
 from tunefork.train.interrupt import Interrupt
 from tunefork.train.loop import fingerprint_rows
 from tunefork.train.prepare import Job, check_together, prepare, refuse_errors
@@ -197,6 +197,7 @@ def _changes(recipe: Recipe, name: str) -> dict[str, Any]:
         read = {"rank", "alpha", "dropout", "targets"}
     tree["adapter"] = {key: value for key, value in tree["adapter"].items() if key in read}
     tree["train"]["method"], tree["adapter"]["name"], tree["evaluate"]["baselines"] = method, adapter, []
+    del tree["evaluate"]["demonstrations"]
     return tree
 
 

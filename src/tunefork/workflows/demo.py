@@ -18,11 +18,11 @@ def demo_recipe(out: str | Path) -> Recipe:
     return make_recipe({"model": "embedded", "task": task, "data": data, "train": {"epochs": 3}, "out": str(out)})
 
 
-def demo_rows(path: str | Path) -> int:
+def demo_rows(path: str | Path, *, overwrite: bool = False) -> int:
     """Writes the embedded feedback, all of it in one file of the format that the name asks for; returns the rows."""
     folder = files("tunefork") / "assets" / "feedback"
     rows = [row.values for split in ("train", "dev", "test") for row in read_rows(str(folder / f"{split}.csv"))[0]]
-    write_rows(path, rows)
+    write_rows(path, rows, overwrite=overwrite)
     return len(rows)
 
 

@@ -196,9 +196,8 @@ def free_folder(recipe: Recipe) -> Path:
 def _run(run: RunFolder, plan: Plan, resumed: Loaded | None, listener: Listener, interrupt: Interrupt) -> RunResult:
     job, recipe = plan.job, plan.job.recipe
     asking = job.asking(interrupt.check)
-    on_event = log_to(run, listener, recipe.train.tensorboard)
-
     with PeakMeter(job.device) as memory:
+        on_event = log_to(run, listener, recipe.train.tensorboard, memory)
         with _goes_on(run, "has taken no step yet" if resumed is None else "is as it was"):
             listener.stage("loading the model")
             model = load_model(
@@ -366,8 +365,13 @@ def _rendering(job: Job) -> dict[str, Any]:
     }
 
 
-def log_to(run: RunFolder, listener: Listener, tensorboard: bool) -> Callable[[Event], None]:
-    """One listener for the loop: the run's log, TensorBoard if asked for, and whoever is watching."""
+def log_to(
+    run: RunFolder, listener: Listener, tensorboard: bool, memory: PeakMeter | None = None
+) -> Callable[[Event], None]:
+    """One listener for the loop: the run's log, TensorBoard if asked for, and whoever is watching.
+
+    A watcher is also told `peak_memory_bytes`, the peak so far by `memory`, of which the result keeps the last.
+    """
     board = _board(run) if tensorboard else None
     started = time.perf_counter()
 
@@ -380,7 +384,8 @@ def log_to(run: RunFolder, listener: Listener, tensorboard: bool) -> Callable[[E
                 if isinstance(value, (int, float)) and not isinstance(value, bool):
                     board.add_scalar(f"{event.kind}/{name}", value, event.step)
             board.flush()
-        listener.event(replace(event, values=values))
+        peak = None if memory is None else memory.value
+        listener.event(replace(event, values={**values, "peak_memory_bytes": peak}))
 
     return on_event
 

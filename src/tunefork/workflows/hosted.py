@@ -215,7 +215,7 @@ def _baselines(plan: HostedPlan, client: Client) -> dict[str, BaselineResult]:
             predictions, notes = asking.predict(asked, stops=stops)
             figures = measure(plan.task, predictions, recipe.evaluate, recipe.seed)
             seconds = time.perf_counter() - started
-            found[name] = BaselineResult(predictions, figures, seconds, len(asked), (*notes, asking.cost()))
+            found[name] = BaselineResult(predictions, figures, seconds, (*notes, asking.cost()))
     return {name: found[name] for name in plan.baselines}
 
 

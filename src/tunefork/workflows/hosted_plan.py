@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunefork.data import Finding, Item, check_items, read_files
+from tunefork.data import Finding, check_items, check_target, read_files
 from tunefork.errors import RecipeError
 from tunefork.evaluate.baselines import check_baselines, fitting_baselines
 from tunefork.evaluate.demonstrations import SEPARATOR, choose_demonstrations, with_demonstrations
@@ -18,7 +18,9 @@ from tunefork.hosted.formats import as_bytes, check_lines, find_format, training
 from tunefork.hosted.prices import Estimate, estimate_requests, estimate_tokens, estimate_training, find_price
 from tunefork.hosted.services import HostedModel
 from tunefork.recipe import Recipe
+from tunefork.recipe.resolve import refuse_demonstrations
 from tunefork.tasks import Example, Task, build_examples, make_task, split_rows
+from tunefork.tasks.build import as_item
 from tunefork.train.prepare import refuse_errors
 
 SPLITS = ("train", "dev", "test")
@@ -69,6 +71,7 @@ def plan_hosted(recipe: Recipe) -> HostedPlan:
         if "probe" in asked:
             raise RecipeError("Baseline `probe` needs a model's features, which a service keeps. Try tfidf.")
     baselines = (fitting if asked == "auto" else tuple(asked)) if examples["test"] else ()
+    refuse_demonstrations(recipe.evaluate, baselines)
     return HostedPlan(
         recipe,
         model,
@@ -82,10 +85,11 @@ def plan_hosted(recipe: Recipe) -> HostedPlan:
     )
 
 
-def export_lines(recipe: Recipe, to: str, out: Path) -> tuple[dict[str, Path], list[Finding]]:
+def export_lines(recipe: Recipe, to: str, out: Path, overwrite: bool = False) -> tuple[dict[str, Path], list[Finding]]:
     """Writes train.jsonl and valid.jsonl of a recipe as the service `to` wants them into `out`; nothing where refused.
 
-    Raises RecipeError for a service without a format, DataError where its published rules refuse the rows.
+    Raises RecipeError for a service without a format, DataError where its published rules refuse the rows, or a file is
+    there already, unless `overwrite`.
     """
     rules = find_format(to)
     task, examples, findings, _ = _read(recipe)
@@ -95,6 +99,8 @@ def export_lines(recipe: Recipe, to: str, out: Path) -> tuple[dict[str, Path], l
     refuse_errors(findings)
     make_folder(out)
     paths = {"train": out / "train.jsonl", "dev": out / "valid.jsonl"}
+    for path in paths.values():
+        check_target(path, overwrite)
     for name, part in lines.items():
         write_atomic(paths[name], as_bytes(part))
     return paths, findings
@@ -110,7 +116,7 @@ def _read(recipe: Recipe) -> tuple[Task, dict[str, list[Example]], list[Finding]
     for name in SPLITS:
         examples[name], more = build_examples(task, getattr(splits, name), recipe.data, labelled=True)
         findings += [replace(f, split=name) for f in more]
-    items = [[_item(e, task) for e in examples[name]] for name in SPLITS]
+    items = [[as_item(e, task) for e in examples[name]] for name in SPLITS]
     findings += check_items(*items, section=recipe.data, labels_expected=bool(task.labels))
     return task, examples, findings, splits.origin
 
@@ -162,11 +168,6 @@ def _epochs(recipe: Recipe, rows: int) -> float:
     if 3 * rows < 100:
         return min(25, 100 // max(rows, 1))
     return 3 if 3 * rows <= 25_000 else max(1, 25_000 // rows)
-
-
-def _item(example: Example, task: Task) -> Item:
-    label = None if example.gold is None or not task.labels else task.labels[example.gold]
-    return Item(example.source, example.text or example.prompt, label, example.group)
 
 
 def _check(recipe: Recipe) -> HostedModel:

@@ -36,12 +36,15 @@ class Predictions:
     findings: Sequence[Finding]
 
 
-def predict(run: str | Path, file: str | Path, out: str | Path | None = None, *, device: str = "auto") -> Predictions:
+def predict(
+    run: str | Path, file: str | Path, out: str | Path | None = None, *, device: str = "auto", overwrite: bool = False
+) -> Predictions:
     """Predicts every row of `file` and writes it, with its own columns first, to `out`.
 
-    `out` defaults to `NAME.predicted.EXT` beside the file. A row that cannot be used keeps its place, with the reason
-    in `prediction_missing_because`; one that cannot be read has no other values. Labels are not needed, and not looked
-    at. Where the file has a column of one of the new names already, all new ones end in `_2` (`_3` …).
+    `out` defaults to `NAME.predicted.EXT` beside the file; one that is there is refused unless `overwrite`. A row that
+    cannot be used keeps its place, with the reason in `prediction_missing_because`; one that cannot be read has no
+    other values. Labels are not needed, and not looked at. Where the file has a column of one of the new names already,
+    all new ones end in `_2` (`_3` …).
     """
     rows, findings = read_rows(str(file), unreadable=True)
     file = Path(file)
@@ -51,7 +54,7 @@ def predict(run: str | Path, file: str | Path, out: str | Path | None = None, *,
             f"Predictions must not replace the rows they are made for. Received {str(target)!r} for both. "
             "Try another --out."
         )
-    check_target(target)
+    check_target(target, overwrite)
     trained = load_trained(run, device)
     task, renderer = trained.task, trained.renderer
     readable = [row for row in rows if not row.unreadable]
@@ -83,7 +86,7 @@ def predict(run: str | Path, file: str | Path, out: str | Path | None = None, *,
         whole = len(found) == questions[row.file, row.line] > 0
         values = _filled(replace(row, values=row.values or columns), found, names)
         filled.append(values if whole else {**values, names[-1]: _why(row, trained, lenient)})
-    write_rows(target, filled)
+    write_rows(target, filled, overwrite=overwrite)
     return Predictions(target, len(rows), len(by_row), names, [*findings, *renamed, *more, *unusable, *cut])
 
 

@@ -1,4 +1,4 @@
-"""How the report says things: names, numbers, intervals, sizes, durations, and texts that others wrote."""
+"""How terminal, page and model card say things: names, numbers, intervals, sizes, durations, texts of others."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunefork.report import words
+from tunefork import words
 from tunefork.report.figures import smoothed
 
 
