@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tunefork.errors import MissingFileError, RunError
+from tunefork.errors import MissingFileError, RunError, UnsupportedError
 from tunefork.files import (
     LEFTOVERS,
     LOCK,
@@ -26,7 +26,17 @@ from tunefork.files import (
 )
 
 RESULT_SCHEMA = 1
+HOSTED_STATE = "hosted.json"
 _STEP = re.compile(r"step-(\d{8,})")
+
+
+def refuse_hosted(path: str | Path) -> None:
+    """Raises UnsupportedError for a run whose weights lie at a service."""
+    if (Path(path) / HOSTED_STATE).is_file():
+        raise UnsupportedError(
+            f"The weights must lie here. Received {str(path)!r}, whose model a service keeps. Try `tunefork predict`, "
+            "`chat` or `evaluate`, which ask it there, or `tunefork migrate`."
+        )
 
 
 class RunFolder:
@@ -37,6 +47,7 @@ class RunFolder:
     checkpoints/     step-00000120/ and so on (train.checkpoint)
     trajectory       every step of the method zo (zo.trajectory)
     model/           the artefact, once training is done
+    hosted.json      of a hosted run: its files and its job at the service, which keeps the model
     result.json      the figures; its presence says that the run is finished
     report.html, predictions/, error.log
     """

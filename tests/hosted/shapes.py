@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -28,13 +29,16 @@ def requests(url: str) -> dict[str, Callable[[], Any]]:
     messages = [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]
     body = {"model": "gpt-4.1-mini", "messages": messages, "temperature": 0, "stop": ["\n\n"]}
     body |= {"max_completion_tokens": 10, "logprobs": True, "top_logprobs": 20}
-    job = {"model": "gpt-4.1-mini", "seed": 0, "suffix": "x", "validation_file": "file-v"}
+    job = {"seed": 0, "suffix": "x", "validation_file": "file-v"}
     return {
         "chat": lambda: client.chat(body),
-        "upload": lambda: jobs.upload(client, "tunefork-x-train.jsonl", b"{}\n"),
+        "upload": lambda: jobs.upload(client, "tunefork-x-train.jsonl", b"{}\n", time.sleep),
         **{
             f"begin {kind}": lambda kind=kind: jobs.begin(
-                client, "file-t", method={"type": kind, kind: {"hyperparameters": METHODS[kind]}}, **job
+                client,
+                "file-t",
+                "gpt-4.1-mini",
+                job | {"method": {"type": kind, kind: {"hyperparameters": METHODS[kind]}}},
             )
             for kind in METHODS
         },

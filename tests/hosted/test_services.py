@@ -25,6 +25,7 @@ def test_a_tuned_model_knows_its_base() -> None:
     model = find_model("openai:ft:gpt-4o-mini-2024-07-18:acme::AbC123")
     assert (model.id, model.base) == ("ft:gpt-4o-mini-2024-07-18:acme::AbC123", "gpt-4o-mini-2024-07-18")
     assert model.sibling("gpt-4o").name == "openai:gpt-4o"
+    assert find_model("nebius:gpt-4.1.ft-b044a9").base == "gpt-4.1"  # as Azure names them
     url = find_model("http://127.0.0.1:8000/v1#ft:fork-tiny:tunefork:x:1")
     assert (url.service.base_url, url.base) == ("http://127.0.0.1:8000/v1", "fork-tiny")
 
@@ -36,9 +37,10 @@ def test_a_model_must_be_named(name: str) -> None:
 
 
 def test_a_password_in_an_address_is_refused() -> None:
-    with pytest.raises(RecipeError, match="must not hold a password") as caught:
-        find_model("https://me:secret@host/v1#m")
-    assert "secret" not in str(caught.value)
+    for name in ("https://me:secret@host/v1#m", "https://host/v1?key=secret#m"):
+        with pytest.raises(RecipeError, match="must not hold a password or a query") as caught:
+            find_model(name)
+        assert "secret" not in str(caught.value)
 
 
 def test_azure_needs_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,6 +49,8 @@ def test_azure_needs_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
         find_service("azure")
     monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", "https://us.openai.azure.com/")
     assert find_service("azure").base_url == "https://us.openai.azure.com/openai/v1"
+    monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", "https://us.services.ai.azure.com/openai/v1/")
+    assert find_service("azure").base_url == "https://us.services.ai.azure.com/openai/v1"
 
 
 class Ring(keyring.backend.KeyringBackend):
@@ -87,7 +91,9 @@ def test_a_tuned_model_has_its_own_price() -> None:
     base, tuned = find_model("openai:gpt-4.1-mini-2025-04-14"), find_model("openai:ft:gpt-4.1-mini-2025-04-14:o::1")
     plain, dear = find_price(base), find_price(tuned)
     assert plain is not None and dear is not None
-    assert (plain.input, dear.input, dear.train) == (0.4, 0.8, 5.0)
+    assert (plain.input, dear.input, dear.train, dear.date) == (0.4, 0.8, 5.0, "2026-06-21")
+    other = find_price(find_model("openai:gpt-4o"))
+    assert other is not None and other.date == "2026-03"  # a line's own date stands before the table's
     assert find_price(find_model("openai:gpt-4.1-mini-search")) is None
     assert find_price(find_model("nebius:gpt-4.1-mini")) is None
     free = find_price(find_model("http://127.0.0.1:1/v1#m"))

@@ -181,11 +181,12 @@ def compare(
 
 @app.command()
 def predict(
-    run: Run,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="the folder of a run")],
     file: Annotated[Path, typer.Argument(help="rows; labels are not needed")],
     out: Annotated[Path | None, typer.Option("--out", help="default: NAME.predicted.EXT beside the file")] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Add prediction and probability columns to a file."""
@@ -193,8 +194,9 @@ def predict(
     from tunefork.cli.show import show_findings
 
     console = screen(as_json)
-    found = workflows.predict(run, file, out, device=device, overwrite=overwrite)
-    show_findings(console, [f for f in found.findings if f.level != "info"])
+    agree = confirmer(console, yes, None)
+    found = workflows.predict(run, file, out, device=device, overwrite=overwrite, confirm=agree)
+    show_findings(console, [f for f in found.findings if f.level != "info" or f.code == "hosted"])
     console.print(f"{found.predicted:,} of {found.rows:,} rows predicted: [bold]{escape(str(found.path))}[/]")
     if as_json:
         counts = {"rows": found.rows, "predicted": found.predicted}
@@ -204,7 +206,7 @@ def predict(
 
 @app.command()
 def chat(
-    model: Annotated[str, typer.Argument(help="a run, a model folder, or a hub name")] = "embedded",
+    model: Annotated[str, typer.Argument(help="a run, a model folder, a hub name, or openai:…")] = "embedded",
     system: Annotated[str | None, typer.Option("--system", help="system message")] = None,
     temperature: Annotated[
         float, typer.Option("--temperature", min=0.0, max=5.0, metavar="NUMBER", help="0 to 5; 0 is greedy")

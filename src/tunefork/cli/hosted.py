@@ -33,7 +33,7 @@ def confirmer(console: Console, yes: bool, limit: float | None) -> Callable[[Est
             return True
         if not sys.stdin.isatty():
             raise RecipeError(
-                "What is paid for must be confirmed. Received no terminal to ask on. Try --yes, or --limit DOLLARS."
+                "What is paid for must be confirmed. Received no terminal to ask on. Try --yes, or a limit in dollars."
             )
         return typer.confirm("Go on?", err=console.stderr)
 
@@ -80,3 +80,15 @@ def cancel(run: Annotated[Path, typer.Argument(help="the folder of a hosted run"
     from tunefork import workflows
 
     screen(False).print(f"{workflows.cancel_hosted(run)}")
+
+
+@hosted_app.command("deployed")
+def deployed(
+    run: Annotated[Path, typer.Argument(help="the folder of a hosted run")],
+    name: Annotated[str, typer.Argument(help="what the service calls the deployment")],
+) -> None:
+    """Say under which name the tuned model of a run answers, where a service wants it deployed first."""
+    from tunefork import workflows
+
+    workflows.name_deployment(run, name)
+    screen(False).print(f"Go on with `tunefork train {escape(str(run))} --resume`.", soft_wrap=True)

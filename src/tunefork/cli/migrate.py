@@ -100,18 +100,12 @@ def inventory(
     from tunefork.migrate.inventory import inventory as take
 
     console, found = screen(as_json), take(service, out)
-    table = empty_table("model", "base", "answers", "until", "job", "validation file")
-    for m in found:
-        told = (
-            m.model,
-            m.base,
-            "yes" if m.answers else "no",
-            m.shutdown or "–",
-            m.job or "–",
-            m.validation_file or "–",
-        )
-        table.add_row(*map(escape, told))
-    console.print(table)
+    for m in found:  # names are copied from here: a table would cut them
+        console.print(f"[bold]{escape(m.model)}[/]", soft_wrap=True)
+        until = f"answers until {m.shutdown}" if m.shutdown else "answers, no end is known"
+        files = [f"{what} {id}" for what, id in (("train", m.training_file), ("valid", m.validation_file)) if id]
+        told = (f"on {m.base}", until if m.answers else "is not listed any more", m.job or "no job is seen", *files)
+        console.print(f"  {escape(' · '.join(told))}", soft_wrap=True)
     console.print(
         f"Dates as of {dates()['date']}. Record each with `tunefork migrate record --model MODEL --out FOLDER`."
     )

@@ -18,6 +18,7 @@ from tunefork.workflows.finetune import Listener, Plan
 from tunefork.workflows.hosted_plan import HostedPlan
 
 PLAIN_EVERY_SECONDS = 10.0
+HOSTED_SECONDS = 2.0  # between two steps that a service tells of
 
 
 class Watcher(Listener):
@@ -66,7 +67,8 @@ class Watcher(Listener):
                 self.console.print(f"[yellow]skipped[/] {escape(f'{path}: {why}')}", soft_wrap=True)
             for difference in event.values["differences"]:
                 self.console.print(f"[yellow]not as before[/] {escape(difference)}", soft_wrap=True)
-        elif event.kind == "note":
+        elif event.kind == "note" or (event.kind == "metrics" and time.monotonic() > self.last_line + HOSTED_SECONDS):
+            self.last_line = time.monotonic()
             self.console.print(escape(event.values["text"]), soft_wrap=True)
         elif event.kind == "stop":
             self._close()

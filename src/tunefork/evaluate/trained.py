@@ -26,6 +26,7 @@ from tunefork.models import (
 )
 from tunefork.recipe import DataSection, ModelSection, TaskSection
 from tunefork.render import Renderer
+from tunefork.run import refuse_hosted
 from tunefork.tasks import Task, make_task
 
 
@@ -59,6 +60,7 @@ def load_trained(path: str | Path, device: str = "auto", *, trust_remote_code: b
     if folder is None:
         if not path.exists():
             raise MissingFileError(f"A run or model folder must be given. Received {str(path)!r}, which is not there.")
+        refuse_hosted(path)
         ways = f"`tunefork replay BASE {path} -o DIR`" if (path / "trajectory").is_file() else "another folder"
         raise RunError(
             f"{str(path)!r} must hold a trained model (model/tunefork.json). Received a folder without one. "

@@ -33,7 +33,7 @@ from tunefork.models.artefact import INFO_FILE, ArtefactInfo, base_facts
 from tunefork.models.device import DtypeName
 from tunefork.recipe import ModelSection, Recipe, load_recipe
 from tunefork.render import Renderer
-from tunefork.run import RunFolder
+from tunefork.run import RunFolder, refuse_hosted
 from tunefork.zo.trajectory import digest
 
 KINDS = ("merged", "adapter", "trajectory")
@@ -95,6 +95,7 @@ def export(
 def _read(path: Path) -> _Run:
     folder = RunFolder.open(path, write=False)
     result = folder.read_result()
+    refuse_hosted(path)
     return _Run(folder, load_recipe(folder.recipe_path), result, read_artefact_info(folder.model_path))
 
 

@@ -7,14 +7,14 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tunefork.errors import HostedError, UnsupportedError
 from tunefork.evaluate.harness import candidate_prediction, right_answer
 from tunefork.hosted.answers import Answer, AnswerStore, ask_all, request_key
-from tunefork.hosted.client import Client
+from tunefork.hosted.client import Client, overlay
 from tunefork.hosted.labels import label_shares
 from tunefork.hosted.prices import Budget, Estimate, estimate_requests, find_price
 from tunefork.hosted.services import HostedModel
@@ -33,6 +33,7 @@ class HostedAsking:
     store: AnswerStore
     budget: Budget
     section: HostedSection
+    unanswered: dict[str, str] = field(default_factory=dict)  # source -> why; of what was predicted so far
 
     def estimate(self, examples: Sequence[Example], stops: Sequence[str] = ()) -> Estimate:
         """Of what is not in the cache."""
@@ -62,6 +63,7 @@ class HostedAsking:
         )
         refused = [(e, a) for e, a in zip(examples, answers, strict=True) if isinstance(a, HostedError)]
         notes = [f"{len(refused)} of {len(examples)} rows were refused. {e.source}: {why}" for e, why in refused[:1]]
+        self.unanswered.update({e.source: str(why) for e, why in refused})
         said = [answer if isinstance(answer, Answer) else None for answer in answers]
         if self.task.form == "text" or self.task.form == "chat":
             return [_text(e, a, (*self.task.stop, *stops)) for e, a in zip(examples, said, strict=True)], notes
@@ -71,6 +73,8 @@ class HostedAsking:
             shares, mass = label_shares(answer.tokens if answer else (), answer.text if answer else "", names)
             predictions.append(candidate_prediction(self.task, example, shares))
             masses.append(mass)
+            if mass == 0 and answer is not None:
+                self.unanswered[example.source] = f"The answer names no label: {answer.text[:200]!r}"
         if missed := sum(mass == 0 for mass in masses):
             notes.append(f"{missed} of {len(examples)} answers name no label; each counts as the first, all even.")
         if any(answer.tokens for answer in said if answer):
@@ -99,7 +103,7 @@ class HostedAsking:
             body |= {"logprobs": True, "top_logprobs": section.top_logprobs}
         if not labelled and (*task.stop, *stops):
             body["stop"] = list(dict.fromkeys((*task.stop, *stops)))[:4]
-        return body | ({"tools": [dict(t) for t in example.tools]} if example.tools else {})
+        return overlay(body | ({"tools": [dict(t) for t in example.tools]} if example.tools else {}), section.request)
 
 
 @contextmanager

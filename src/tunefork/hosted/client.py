@@ -47,8 +47,12 @@ class Client:
     def chat(self, body: Mapping[str, Any], on_cut: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """The answer to a chat request, as the service's JSON. `on_cut` hears of requests that were cut off."""
 
+        model, messages = body["model"], body["messages"]
+        others = {key: value for key, value in body.items() if key not in ("model", "messages")}
+
         def send(api: openai.OpenAI) -> dict[str, Any]:
-            found = api.chat.completions.with_raw_response.create(**body).http_response.json()
+            completions = api.chat.completions.with_raw_response
+            found = completions.create(model=model, messages=messages, extra_body=others).http_response.json()
             if not isinstance(found, dict) or not found.get("choices"):
                 raise ValueError("no choices")
             return found
@@ -99,6 +103,15 @@ class Client:
             status=error.status_code,
             code=error.code,
         )
+
+
+def overlay(request: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A request with a person's own fields over ours, also inside objects; null takes a field away."""
+    found = dict(request)
+    for key, value in given.items():
+        mine = found.get(key)
+        found[key] = overlay(mine, value) if isinstance(mine, Mapping) and isinstance(value, Mapping) else value
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def import_openai() -> Any:

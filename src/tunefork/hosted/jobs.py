@@ -9,6 +9,7 @@ import io
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from tunefork.errors import HostedError
 from tunefork.hosted.client import Client
 from tunefork.hosted.services import HostedModel
 
@@ -39,28 +40,44 @@ def read_file(client: Client, id: str) -> bytes:
     return client.call(f"The file {id}", lambda api: api.files.content(id).read())
 
 
-def upload(client: Client, filename: str, content: bytes) -> str:
-    """The id of a training file of this name. A file that has it already is taken: names must say the content."""
+def upload(client: Client, filename: str, content: bytes, wait: Callable[[float], None]) -> str:
+    """The id of a training file of this name. A file that has it already is taken: names must say the content.
 
-    def find(api: openai.OpenAI) -> str | None:
+    `wait` is called with seconds while the service still reads the file. Raises HostedError where it cannot.
+    """
+
+    def find(api: openai.OpenAI) -> dict[str, Any] | None:
         files = _each(api.files.list(purpose="fine-tune", limit=1000))
-        return next((file.id for file in files if file.filename == filename), None)
+        return next((file.to_dict() for file in files if file.filename == filename), None)
 
-    def make(api: openai.OpenAI) -> str:
-        return api.files.create(file=(filename, content), purpose="fine-tune").id
+    def make(api: openai.OpenAI) -> dict[str, Any]:
+        return api.files.create(file=(filename, content), purpose="fine-tune").to_dict()
 
-    return client.call(f"The upload of {filename}", lambda api: find(api) or make(api))
+    file = client.call(f"The upload of {filename}", lambda api: find(api) or make(api))
+    id = str(file["id"])
+    while file.get("status") in ("pending", "running"):  # Azure refuses jobs on files that it is still reading
+        wait(_pause(client))
+        file = client.call(f"The file {id}", lambda api: api.files.retrieve(id).to_dict())
+    if file.get("status") == "error":
+        raise HostedError(
+            f"A training file must be taken by {client.service.name}. Received, of {filename}: "
+            f"{file.get('status_details') or 'no reason was given'}. Try a new run once that is mended."
+        )
+    return id
 
 
-def begin(client: Client, training_file: str, **request: Any) -> dict[str, Any]:
-    """The job that trains on a file, made unless there is one: a request that was cut off may have been heard."""
+def begin(client: Client, training_file: str, model: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    """The job that trains `model` on a file, made unless there is one: a request that was cut off may have been heard.
+
+    `request` has the other fields, also those that the official client does not know.
+    """
 
     def find(api: openai.OpenAI) -> dict[str, Any] | None:
         jobs = _each(api.fine_tuning.jobs.list(limit=_PAGE))
         return next((job.to_dict() for job in jobs if job.training_file == training_file), None)
 
     def make(api: openai.OpenAI) -> dict[str, Any]:
-        return api.fine_tuning.jobs.create(training_file=training_file, **request).to_dict()
+        return api.fine_tuning.jobs.create(training_file=training_file, model=model, extra_body=request).to_dict()
 
     return client.call("A fine-tuning job", lambda api: find(api) or make(api))
 
@@ -94,7 +111,7 @@ def follow(
             on_event(event)
         if job["status"] in ENDED:
             return job
-        wait(1.0 if client.service.is_local else 10.0)
+        wait(_pause(client))
 
 
 def checkpoints(client: Client, id: str) -> list[dict[str, Any]]:
@@ -107,8 +124,10 @@ def checkpoints(client: Client, id: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda checkpoint: checkpoint["step_number"])
 
 
-def read_result_file(client: Client, id: str) -> bytes:
-    """A result file as CSV. Services send it as base64, or as it is."""
+def read_result_file(client: Client, id: str) -> bytes | None:
+    """A result file as CSV, which services send as base64 or as it is; None for other files, such as weights."""
+    if not client.call(f"The file {id}", lambda api: api.files.retrieve(id).filename).endswith(".csv"):
+        return None
     content = read_file(client, id)
     try:
         return base64.b64decode(content, validate=True)
@@ -120,6 +139,11 @@ def metrics_by_step(table: bytes) -> list[dict[str, float]]:
     """The lines of a result file, their numbers under its column names."""
     rows = csv.DictReader(io.StringIO(table.decode("utf-8-sig")))
     return [{k: float(v) for k, v in row.items() if k and v} for row in rows]
+
+
+def _pause(client: Client) -> float:
+    """Seconds between two looks."""
+    return 1.0 if client.service.is_local else 10.0
 
 
 def _new_events(api: openai.OpenAI, id: str, known: Collection[str]) -> Iterator[dict[str, Any]]:

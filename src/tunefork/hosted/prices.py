@@ -20,6 +20,7 @@ BYTES_A_TOKEN = 3.6  # of English prose in the tokenizers of 2023 to 2026, round
 _MILLION = 1e6
 _OF_A_MESSAGE = 4  # tokens around each message
 _KEYS = {"input", "output", "tuned_input", "tuned_output", "train"}
+_SAID = {"date", "source"}  # of a line, before those of the table
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,8 @@ def find_price(model: HostedModel, file: str | Path | None = None) -> Price | No
             tuned = "tuned_" if model.is_tuned else ""
             kind = [float(prices.get(f"{tuned}{side}", prices[side])) for side in ("input", "output")]
             train = prices.get("train")
-            return Price(kind[0], kind[1], None if train is None else float(train), table["date"], table["source"])
+            said = [str(prices.get(key, table[key])) for key in ("date", "source")]
+            return Price(kind[0], kind[1], None if train is None else float(train), *said)
     return Price(0.0, 0.0, 0.0, "", "this machine") if model.service.is_local else None
 
 
@@ -179,7 +181,8 @@ def _read(path: Path) -> dict[str, Any]:
         table = yaml.safe_load(path.read_text(encoding="utf-8"))
         models = {s: dict(m) for s, m in table["models"].items()}
         for prices in (p for m in models.values() for p in m.values()):
-            if not {"input", "output"} <= set(prices) <= _KEYS or any(float(v) < 0 for v in prices.values()):
+            figures = [float(v) for k, v in prices.items() if k not in _SAID]
+            if not {"input", "output"} <= set(prices) <= _KEYS | _SAID or min(figures) < 0:
                 raise ValueError(f"{prices} must have input and output, and of {', '.join(sorted(_KEYS))} no others")
         return {"date": str(table["date"]), "source": str(table["source"]), "models": models}
     except FileNotFoundError:

@@ -28,6 +28,7 @@ class Service:
     key_variable: str
     longest: str = "max_tokens"  # the field that bounds an answer
     flat: bool = False  # a job's hyperparameters stand beside its model, without `method`
+    mark: bool = False  # its files begin with a byte-order mark
 
     @property
     def is_local(self) -> bool:
@@ -45,12 +46,13 @@ class HostedModel:
 
     @property
     def base(self) -> str:
-        """What it was tuned from, by its name (`ft:BASE:org:suffix:id`); itself for a model that was not tuned."""
-        return self.id.split(":")[1] if self.is_tuned else self.id
+        """What it was tuned from, by its name (`ft:BASE:org:suffix:id`, `BASE.ft-id`); itself for one that was not."""
+        parts = self.id.split(":")
+        return parts[1] if parts[0] == "ft" and len(parts) > 2 else self.id.partition(".ft-")[0]
 
     @property
     def is_tuned(self) -> bool:
-        return self.id.startswith("ft:") and self.id.count(":") >= 2
+        return self.base != self.id
 
     def sibling(self, id: str) -> HostedModel:
         """Another model of the same service."""
@@ -77,23 +79,26 @@ def find_model(name: str) -> HostedModel:
 def find_service(name: str) -> Service:
     """A service by its name or its URL."""
     if _URL.match(name):
-        if "@" in urlsplit(name).netloc:  # it would be written into every recipe and report
-            raise RecipeError(f"A service's address must not hold a password. Received one. Try {ANY_KEY} for the key.")
-        return Service(urlsplit(name).hostname or name, name.rstrip("/"), ANY_KEY)
+        parts = urlsplit(name)
+        if "@" in parts.netloc or parts.query:  # they would be written into every recipe and report
+            raise RecipeError(
+                f"A service's address must not hold a password or a query. Received one. Try {ANY_KEY} for the key."
+            )
+        return Service(parts.hostname or name, name.rstrip("/"), ANY_KEY)
     if name not in _known():
         raise RecipeError(f"A service must be {', '.join(_known())}, or a URL. Received {name!r}. Try openai.")
     entry = _known()[name]
     variable = re.search(r"{(\w+)}", entry["base_url"])
     base_url = entry["base_url"]
     if variable is not None:
-        address = os.environ.get(variable[1], "").rstrip("/")
+        address = os.environ.get(variable[1], "").rstrip("/").removesuffix("/openai/v1")
         if not address:
             raise RecipeError(
                 f"`{name}:` needs the address of your resource in {variable[1]}. Received none. "
                 f"Try export {variable[1]}=https://NAME.openai.azure.com."
             )
         base_url = base_url.replace(variable[0], address)
-    return Service(name, base_url, entry["key"], entry["longest"], entry.get("flat", False))
+    return Service(name, base_url, **{k: v for k, v in entry.items() if k != "base_url"})
 
 
 def find_key(service: Service) -> str:

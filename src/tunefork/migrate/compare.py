@@ -155,4 +155,4 @@ def _scores(name: str, measure: Measure, known: Sequence[tuple[str, str, str]]) 
 def _changed(row: Recorded, now: str, similarity: float) -> dict[str, Any]:
     text = _plain(row.messages[-1].get("content"))
     said = {"gold": row.reference, "before": row.answer, "after": now, "similarity": similarity}
-    return {"source": row.source, "text": text, **said}
+    return {"source": Path(row.source).name, "text": text, **said}

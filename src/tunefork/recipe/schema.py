@@ -231,6 +231,12 @@ class HostedSection(Section):
     learning_rate_multiplier: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="of the service's own rate; null: the service chooses"
     )
+    job: dict[str, Any] = Field(
+        default_factory=dict, description="further fields of a job's request: {trainingType: GlobalStandard}"
+    )
+    request: dict[str, Any] = Field(
+        default_factory=dict, description="fields of a chat request in place of ours; null leaves one out"
+    )
 
 
 class EvaluateSection(Section):

@@ -36,7 +36,7 @@ class Look:
 class Event:
     """Something a listener may show or log."""
 
-    kind: str  # "resume", "step", "note", "look", "checkpoint", "stop"
+    kind: str  # "resume", "step", "note", "metrics" (a note that may be left out), "look", "checkpoint", "stop"
     step: int
     values: Mapping[str, Any]
 

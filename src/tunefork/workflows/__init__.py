@@ -7,12 +7,12 @@ from tunefork.workflows.demo import demo, demo_rows
 from tunefork.workflows.doctor import doctor
 from tunefork.workflows.evaluate import Evaluation, evaluate
 from tunefork.workflows.finetune import Listener, Plan, RunResult, finetune, plan_run
-from tunefork.workflows.hosted import cancel_hosted, tuned_model
 from tunefork.workflows.hosted_plan import HostedPlan, export_lines, plan_hosted
 from tunefork.workflows.inspect import DataCheck, ShownRow, check_data, show_data
 from tunefork.workflows.predict import Predictions, predict
 from tunefork.workflows.replay import Replayed, replay
 from tunefork.workflows.seeds import SeedsResult, finetune_seeds, seed_recipes
+from tunefork.workflows.tuned import cancel_hosted, name_deployment, tuned_model
 
 __all__ = [
     "Chat",
@@ -40,6 +40,7 @@ __all__ = [
     "finetune_seeds",
     "is_trained",
     "load_trained",
+    "name_deployment",
     "plan_hosted",
     "plan_run",
     "predict",

@@ -14,12 +14,17 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from tunefork.errors import UnsupportedError
 from tunefork.evaluate.generate import answer_renderer, end_tokens
 from tunefork.evaluate.trained import Trained, is_trained, load_trained, load_untrained
-from tunefork.recipe import DataSection, ModelSection, TaskSection
-from tunefork.tasks import Example, Message, make_task
+from tunefork.hosted import HostedModel, find_model, is_hosted
+from tunefork.hosted.answers import Answer
+from tunefork.hosted.asking import as_json
+from tunefork.hosted.client import Client, overlay
+from tunefork.recipe import DataSection, HostedSection, ModelSection, TaskSection
+from tunefork.tasks import Example, Message, Task, make_task
+from tunefork.workflows.tuned import open_tuned
 
 
 class Chat:
-    """A conversation with a run or with any chat model.
+    """A conversation with a run, with any chat model, or with a service's, which bills what is said.
 
     Temperature 0 is greedy; above it replies are drawn, by `seed`, from the model's whole distribution.
     """
@@ -34,7 +39,9 @@ class Chat:
         seed: int = 0,
         device: str = "auto",
     ) -> None:
-        self.trained = _load(model, device)
+        self._hosted, self._section = _find_hosted(model)
+        self.trained = None if self._hosted is not None else _load(model, device)
+        system = self._section.system if system is None else system
         self.temperature, self.max_new_tokens, self.seed = temperature, max_new_tokens, seed
         self.messages: list[Message] = [Message("system", system)] if system else []
         self.left_out = 0  # tokens of the conversation that the last reply could not see
@@ -42,15 +49,22 @@ class Chat:
     def say(self, text: str) -> Iterator[str]:
         """Yields the reply in pieces as it is generated; afterwards it is part of the conversation."""
         self.messages.append(Message("user", text))
-        renderer = answer_renderer(self.trained.model, self.trained.renderer)
-        prompt = renderer.prompt(Example("chat", messages=tuple(self.messages)))
-        self.left_out = prompt.cut
         pieces: list[str] = []
-        seed = self.seed + len(self.messages)
-        for piece in stream(self.trained, prompt.ids, self.temperature, self.max_new_tokens, seed):
+        for piece in self._reply(self.seed + len(self.messages)):
             pieces.append(piece)
             yield piece
         self.messages.append(Message("assistant", "".join(pieces).strip()))
+
+    def _reply(self, seed: int) -> Iterator[str]:
+        if self.trained is not None:
+            renderer = answer_renderer(self.trained.model, self.trained.renderer)
+            prompt = renderer.prompt(Example("chat", messages=tuple(self.messages)))
+            self.left_out = prompt.cut
+            yield from stream(self.trained, prompt.ids, self.temperature, self.max_new_tokens, seed)
+        elif self._hosted is not None:
+            body = {"model": self._hosted.id, "messages": as_json(self.messages), "temperature": self.temperature}
+            body |= {"seed": seed, self._hosted.service.longest: self.max_new_tokens}
+            yield Answer(Client(self._hosted.service).chat(overlay(body, self._section.request)), 0).text
 
 
 def stream(trained: Trained, prompt: Sequence[int], temperature: float, longest: int, seed: int) -> Iterator[str]:
@@ -108,14 +122,28 @@ class _Unheard(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self.unheard.is_set(), device=input_ids.device)
 
 
+def _find_hosted(model: str | Path) -> tuple[HostedModel | None, HostedSection]:
+    """The service's model that is meant, by its name or as a run, and how it is asked."""
+    if is_hosted(str(model)):
+        return find_model(str(model)), HostedSection()
+    if (tuned := open_tuned(model)) is None:
+        return None, HostedSection()
+    _require_chat(tuned.task, model)
+    return tuned.model, tuned.section
+
+
+def _require_chat(task: Task, model: str | Path) -> None:
+    if task.form != "chat":
+        raise UnsupportedError(
+            f"A chat needs a run of the task chat. Received {str(model)!r}, trained for {task.info.name}. "
+            "Try `tunefork predict`."
+        )
+
+
 def _load(model: str | Path, device: str) -> Trained:
     if is_trained(model) or (Path(model) / "recipe.yaml").is_file():  # a run without a model is refused in loading
         trained = load_trained(model, device)
-        if trained.task.form != "chat":
-            raise UnsupportedError(
-                f"A chat needs a run of the task chat. Received {str(model)!r}, trained for {trained.task.info.name}. "
-                "Try `tunefork predict`."
-            )
+        _require_chat(trained.task, model)
         return trained
     section = ModelSection.model_validate({"name": str(model), "device": device})
     task = make_task(TaskSection(name="chat"), DataSection(), "causal", ())

@@ -34,6 +34,7 @@ from tunefork.train.loop import fingerprint_rows
 from tunefork.train.prepare import Job, check_together, prepare, refuse_errors
 from tunefork.workflows.advice import Advice, Cell, advise
 from tunefork.workflows.finetune import as_recipe, free_folder
+from tunefork.workflows.tuned import require_local
 
 COMPARISON_SCHEMA = 1
 KEPT = "comparison.json"
@@ -82,6 +83,7 @@ def compare(
         Interrupted: Ctrl-C or SIGTERM; everything up to there is kept.
     """
     recipe = as_recipe(recipe)
+    require_local(recipe, "`tunefork train --method hosted`, which sets baselines beside it, or `tunefork evaluate`")
     if methods is not None and not methods:
         raise RecipeError("`methods` must name at least one. Received none. Try --methods lora,none.")
     trained = {name: _changes(recipe, name) for name in methods or ()}  # wrong names are refused before anything runs

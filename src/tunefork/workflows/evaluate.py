@@ -24,7 +24,7 @@ from tunefork.tasks.build import as_item, split_rows
 from tunefork.tasks.check import check_rendered, cut_prompts
 from tunefork.train.prepare import refuse_errors
 from tunefork.workflows.finetune import as_recipe
-from tunefork.workflows.hosted import tuned_model
+from tunefork.workflows.tuned import tuned_model
 
 
 @dataclass(frozen=True, slots=True)

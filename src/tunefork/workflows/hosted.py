@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import sys
 import time
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,23 +17,18 @@ from tunefork.evaluate.summary import measure
 from tunefork.files import make_folder, write_atomic, write_json
 from tunefork.hosted import jobs
 from tunefork.hosted.asking import asking_hosted
-from tunefork.hosted.client import Client
+from tunefork.hosted.client import Client, overlay
 from tunefork.hosted.formats import as_bytes
-from tunefork.hosted.prices import (
-    find_price,
-    require_confirmed,
-)
-from tunefork.hosted.services import find_model, is_hosted
+from tunefork.hosted.prices import find_price, require_confirmed
 from tunefork.recipe import Reason, Recipe, dump_recipe, load_recipe
-from tunefork.run import RunFolder
+from tunefork.run import HOSTED_STATE, RunFolder
 from tunefork.tasks import Prediction
 from tunefork.train.interrupt import Interrupt
 from tunefork.train.loop import Event
 from tunefork.train.prepare import refuse_errors
 from tunefork.workflows.finetune import Listener, RunResult, finish_report, free_folder, keep_result, refuse_changes
 from tunefork.workflows.hosted_plan import ASKED, SPLITS, HostedPlan, plan_hosted, questions_of
-
-STATE = "hosted.json"
+from tunefork.workflows.tuned import read_state, tuned_name
 
 
 def finetune_hosted(recipe: Recipe, *, resume: bool, listener: Listener) -> RunResult:
@@ -54,7 +49,7 @@ def finetune_hosted(recipe: Recipe, *, resume: bool, listener: Listener) -> RunR
             raise RecipeError(f"The whole must stay below `hosted.limit`. Received {plan.estimate.says()}")
         created = RunFolder.create(Path(str(recipe.out)), dump_recipe(recipe))
         with created as run, Interrupt() as interrupt:
-            write_json(run.path / STATE, {"model": plan.model.name, "run": secrets.token_hex(6), "job": None})
+            write_json(run.path / HOSTED_STATE, {"model": plan.model.name, "run": secrets.token_hex(6), "job": None})
             return _run(run, plan, client, listener, interrupt)
     if recipe.out is None:
         raise RunError("`resume` needs the run's folder. Received no `out`. Try --out runs/NAME.")
@@ -69,45 +64,18 @@ def finetune_hosted(recipe: Recipe, *, resume: bool, listener: Listener) -> RunR
         return RunResult(run.path, run.read_result())
 
 
-def cancel_hosted(path: str | Path) -> str:
-    """Cancels the job of a run, which may be followed by another process meanwhile; returns its status."""
-    state = read_state(Path(path))
-    if state is None or state["job"] is None:
-        raise RunError(f"{path} must be a run with a hosted job. Received none. Try the folder given as --out.")
-    return str(jobs.cancel(Client(find_model(state["model"]).service), state["job"]["id"])["status"])
-
-
-def read_state(path: Path) -> dict[str, Any] | None:
-    """What hosted.json of a run says: model, run, files, job; None for a folder without one."""
-    file = path / STATE
-    return json.loads(file.read_bytes()) if file.is_file() else None
-
-
-def tuned_model(path: str | Path) -> str | None:
-    """The name of the model that a hosted run made; None for anything else."""
-    state = None if is_hosted(str(path)) else read_state(Path(path))
-    job: dict[str, Any] = {} if state is None else state["job"] or {}
-    tuned = job.get("fine_tuned_model")
-    return None if state is None or tuned is None else find_model(state["model"]).sibling(tuned).name
-
-
 def _run(run: RunFolder, plan: HostedPlan, client: Client, listener: Listener, interrupt: Interrupt) -> RunResult:
     state = read_state(run.path) or {}
     job = _train(run, plan, client, state, listener, interrupt)
-    tuned = plan.model.sibling(job["fine_tuned_model"])
     table = [line for id in job.get("result_files") or () for line in _result_file(run, client, id)]
     started = time.perf_counter()
     listener.stage("measuring on the test rows")
-    section, test = plan.recipe.hosted, plan.examples["test"]
-    predictions, notes, spent = list[Prediction](), list[str](), 0.0
-    if test:
-        with asking_hosted(tuned, plan.task, section, client) as asking:
-            predictions, notes = asking.predict(test)
-            spent = asking.budget.spent
+    test = plan.examples["test"]
+    predictions, notes, spent = _ask_tuned(run, plan, client, state) if test else ([], [], 0.0)
     listener.stage("measuring the baselines")
     baselines = _baselines(plan, client)
     result: dict[str, Any] = {
-        **_about(plan, job, client, table),
+        **_about(plan, job, tuned_name(state), client, table),
         "seconds": {"train": _seconds(job), "evaluate": time.perf_counter() - started},
         "baselines": {name: dict(b.metrics) for name, b in baselines.items()},
         "baseline_notes": {name: {"seconds": b.seconds, "notes": list(b.notes)} for name, b in baselines.items()},
@@ -120,6 +88,27 @@ def _run(run: RunFolder, plan: HostedPlan, client: Client, listener: Listener, i
     return keep_result(run, result, predictions, test, baselines, listener)
 
 
+def _ask_tuned(
+    run: RunFolder, plan: HostedPlan, client: Client, state: Mapping[str, Any]
+) -> tuple[list[Prediction], list[str], float]:
+    """Predictions of the test rows, notes, and what they cost. Raises HostedError where nothing answers yet."""
+    said, made, name = "no name of it", state["job"].get("fine_tuned_model"), tuned_name(state)
+    if name is not None:
+        with asking_hosted(plan.model.sibling(name), plan.task, plan.recipe.hosted, client) as asking:
+            try:
+                return (*asking.predict(plan.examples["test"]), asking.budget.spent)
+            except HostedError as error:
+                if error.status != 404:
+                    raise
+                said = str(error)
+    raise HostedError(
+        f"The tuned model must answer before it is measured. Received: {said} Where {client.service.name} wants a "
+        f"deployment first, deploy {made or state['job']['id']} and say its name by `tunefork hosted deployed "
+        f"{run.path} NAME`; then try `tunefork train {run.path} --resume`.",
+        status=404,
+    )
+
+
 def _train(
     run: RunFolder, plan: HostedPlan, client: Client, state: dict[str, Any], listener: Listener, interrupt: Interrupt
 ) -> dict[str, Any]:
@@ -127,17 +116,23 @@ def _train(
 
     def keep(**values: Any) -> None:
         state.update(values)
-        write_json(run.path / STATE, state)
+        write_json(run.path / HOSTED_STATE, state)
+
+    def wait(seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            interrupt.check()
+            time.sleep(0.1)
 
     for split, key in (("train", "training_file"), ("dev", "validation_file")):
         if plan.lines[split] and key not in state:
             listener.stage(f"uploading {split}.jsonl")
-            content = as_bytes(plan.lines[split])
+            content = BOM_UTF8 * client.service.mark + as_bytes(plan.lines[split])
             write_atomic(run.path / f"{split}.jsonl", content)
-            keep(**{key: jobs.upload(client, f"tunefork-{state['run']}-{split}.jsonl", content)})
+            keep(**{key: jobs.upload(client, f"tunefork-{state['run']}-{split}.jsonl", content, wait)})
             interrupt.check()
-    begun = state["job"] or jobs.begin(client, state["training_file"], **_request(plan, state))
-    keep(job=begun)
+    keep(job=state["job"] or jobs.begin(client, state["training_file"], plan.model.id, _request(plan, state)))
+    begun = state["job"]
     id = begun["id"]
     listener.stage(f"following {id}")
     seen, step = [entry["id"] for entry in run.read_log() if "id" in entry], [0]
@@ -149,13 +144,7 @@ def _train(
         told = {"loss": data.get("train_loss"), "valid_loss": data.get("full_valid_loss", data.get("valid_loss"))}
         values = {"id": event["id"], "level": event["level"], "text": event["message"], "at": event["created_at"]}
         run.append_log(step[0], kind, values | ({k: v for k, v in told.items() if v is not None} if data else {}))
-        listener.event(Event("note", step[0], {"text": event["message"]}))
-
-    def wait(seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            interrupt.check()
-            time.sleep(0.1)
+        listener.event(Event("metrics" if kind == "step" else "note", step[0], {"text": event["message"]}))
 
     try:
         job = jobs.follow(client, id, seen, on_event, wait)
@@ -165,11 +154,11 @@ def _train(
             f"it again, or `tunefork hosted cancel {run.path}`."
         ) from None
     keep(job=job)
-    if job["status"] != "succeeded" or not job.get("fine_tuned_model"):
+    if job["status"] != "succeeded":
         error: dict[str, Any] = job.get("error") or {}
+        why = str(error.get("message") or "no reason was given").strip().rstrip(".")
         raise HostedError(
-            f"The job {id} must succeed. Received {job['status']}: {error.get('message') or 'no reason was given'} "
-            "Try a new run once that is mended.",
+            f"The job {id} must succeed. Received {job['status']}: {why}. Try a new run once that is mended.",
             code=error.get("code"),
         )
     if "checkpoints" not in state:
@@ -180,21 +169,26 @@ def _train(
 def _request(plan: HostedPlan, state: Mapping[str, Any]) -> dict[str, Any]:
     train, hosted = plan.recipe.train, plan.recipe.hosted
     chosen: dict[str, Any] = {
-        "n_epochs": train.epochs if train.epochs == "auto" else int(train.epochs),
-        "batch_size": train.batch_size,
-        "learning_rate_multiplier": hosted.learning_rate_multiplier or "auto",
+        "n_epochs": None if train.epochs == "auto" else int(train.epochs),
+        "batch_size": None if train.batch_size == "auto" else train.batch_size,
+        "learning_rate_multiplier": hosted.learning_rate_multiplier,
     }
     kind = "dpo" if plan.task.objective == "preference" else "supervised"
     chosen |= {"beta": plan.task.beta} if kind == "dpo" else {}
-    method = {"method": {"type": kind, kind: {"hyperparameters": chosen}}}
-    request = {"model": plan.model.id, "seed": plan.recipe.seed, "suffix": hosted.suffix}
+    chosen = {key: value for key, value in chosen.items() if value is not None}
+    request: dict[str, Any] = {"seed": plan.recipe.seed, "suffix": hosted.suffix}
     request |= {"validation_file": state.get("validation_file")}
-    request |= {"hyperparameters": chosen} if plan.model.service.flat else method
-    return {key: value for key, value in request.items() if value is not None}
+    if plan.model.service.flat:
+        request["hyperparameters"] = chosen
+    else:
+        request["method"] = {"type": kind, kind: {"hyperparameters": chosen}}
+    return overlay({key: value for key, value in request.items() if value is not None}, hosted.job)
 
 
 def _result_file(run: RunFolder, client: Client, id: str) -> list[dict[str, float]]:
     content = jobs.read_result_file(client, id)
+    if content is None:
+        return []
     make_folder(run.path / "result_files")
     write_atomic(run.path / "result_files" / f"{id}.csv", content)
     return jobs.metrics_by_step(content)
@@ -220,7 +214,11 @@ def _baselines(plan: HostedPlan, client: Client) -> dict[str, BaselineResult]:
 
 
 def _about(
-    plan: HostedPlan, job: Mapping[str, Any], client: Client, table: Sequence[Mapping[str, float]]
+    plan: HostedPlan,
+    job: Mapping[str, Any],
+    tuned: str | None,
+    client: Client,
+    table: Sequence[Mapping[str, float]],
 ) -> dict[str, Any]:
     """What result.json says of a hosted run beside its figures."""
     import openai
@@ -257,7 +255,7 @@ def _about(
         "hosted": {
             "base_url": client.service.base_url,
             "base": plan.model.id,
-            "model": job["fine_tuned_model"],
+            "model": tuned,
             "job": job["id"],
             "hyperparameters": chosen,
             "trained_tokens": trained,

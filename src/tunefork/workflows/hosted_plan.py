@@ -14,7 +14,7 @@ from tunefork.evaluate.demonstrations import SEPARATOR, choose_demonstrations, w
 from tunefork.files import make_folder, write_atomic
 from tunefork.hosted import find_model, is_hosted
 from tunefork.hosted.asking import HostedAsking
-from tunefork.hosted.formats import as_bytes, check_lines, find_format, training_lines
+from tunefork.hosted.formats import as_bytes, check_lines, find_format, in_format, training_lines
 from tunefork.hosted.prices import Estimate, estimate_requests, estimate_tokens, estimate_training, find_price
 from tunefork.hosted.services import HostedModel
 from tunefork.recipe import Recipe
@@ -55,7 +55,7 @@ class HostedPlan:
 def plan_hosted(recipe: Recipe) -> HostedPlan:
     """Reads, checks by the service's published rules, and estimates. Findings may hold errors."""
     model = _check(recipe)
-    task, examples, findings, origin = _read(recipe)
+    recipe, task, examples, findings, origin = _read(recipe)
     if task.objective == "preference" and examples["test"]:
         said = "Preferences are not measured: a service tells no likelihoods."
         findings.append(Finding("info", "not-measured", said))
@@ -92,10 +92,13 @@ def export_lines(recipe: Recipe, to: str, out: Path, overwrite: bool = False) ->
     there already, unless `overwrite`.
     """
     rules = find_format(to)
-    task, examples, findings, _ = _read(recipe)
-    lines = {name: training_lines(task, examples[name], recipe.hosted.system) for name in ("train", "dev")}
+    recipe, task, examples, findings, _ = _read(recipe)
+    lines = {
+        name: in_format(rules, training_lines(task, examples[name], recipe.hosted.system)) for name in ("train", "dev")
+    }
     for name, part in lines.items():
-        findings += check_lines(rules, part, [e.source for e in examples[name]], name)
+        train_bytes = len(as_bytes(lines["train"]))
+        findings += check_lines(rules, part, [e.source for e in examples[name]], name, train_bytes)
     refuse_errors(findings)
     make_folder(out)
     paths = {"train": out / "train.jsonl", "dev": out / "valid.jsonl"}
@@ -106,8 +109,8 @@ def export_lines(recipe: Recipe, to: str, out: Path, overwrite: bool = False) ->
     return paths, findings
 
 
-def _read(recipe: Recipe) -> tuple[Task, dict[str, list[Example]], list[Finding], Mapping[str, str]]:
-    """The task, its examples by split, everything found in the rows, and where they come from."""
+def _read(recipe: Recipe) -> tuple[Recipe, Task, dict[str, list[Example]], list[Finding], Mapping[str, str]]:
+    """The recipe with its layout, the task, examples by split, everything found in the rows, and their origin."""
     files = read_files(recipe.data)
     section = recipe.data.model_copy(update={"layout": files.layout})
     task = make_task(recipe.task, section, "causal", [row for rows in files.rows.values() for row in rows])
@@ -118,7 +121,7 @@ def _read(recipe: Recipe) -> tuple[Task, dict[str, list[Example]], list[Finding]
         findings += [replace(f, split=name) for f in more]
     items = [[as_item(e, task) for e in examples[name]] for name in SPLITS]
     findings += check_items(*items, section=recipe.data, labels_expected=bool(task.labels))
-    return task, examples, findings, splits.origin
+    return recipe.model_copy(update={"data": section}), task, examples, findings, splits.origin
 
 
 def questions_of(

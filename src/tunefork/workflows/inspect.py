@@ -14,6 +14,7 @@ from tunefork.recipe import Recipe
 from tunefork.train.prepare import SPLITS, prepare, refuse_errors
 from tunefork.workflows.finetune import as_recipe
 from tunefork.workflows.hosted_plan import plan_hosted
+from tunefork.workflows.tuned import require_local
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,9 @@ def show_data(recipe: Recipe | Mapping[str, Any] | str | Path, *, row: int = 0, 
         raise RecipeError(
             f"`split` must be one of {', '.join(SPLITS)}. Received {split!r}.{did_you_mean(split, SPLITS)}"
         )
-    job = prepare(as_recipe(recipe))
+    recipe = as_recipe(recipe)
+    require_local(recipe, "`tunefork data export`, which writes the rows as a service gets them")
+    job = prepare(recipe)
     examples = job.examples[split]
     if not examples:
         refuse_errors(job.findings)
