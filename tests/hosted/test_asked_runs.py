@@ -65,7 +65,7 @@ def test_a_file_is_predicted_by_the_tuned_model(cloud: Cloud, tmp_path: Path) ->
     assert "names no label: 'mauve'" in whys[2] and "filtered" in whys[3] and whys[1] and not whys[0]
     assert cloud.asked[-1]["messages"][0] == {"role": "system", "content": "Be short."}
     with pytest.raises(UnsupportedError, match="evaluate --model"):
-        predict(f"{cloud.url}/v1#fork", file)
+        predict(f"{cloud.url}/v1#fork", file, tmp_path / "other.csv")
 
 
 def test_it_must_be_confirmed_where_the_run_set_no_limit(cloud: Cloud, tmp_path: Path) -> None:
