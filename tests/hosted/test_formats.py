@@ -88,7 +88,7 @@ def called(*ids: str, results: tuple[str, ...], name: str = "f", text: str = "",
     ],
 )
 def test_calls_are_written_and_checked_as_mistral_wants_them(line: dict[str, Any], wrong: str) -> None:
-    """What passes here passed mistral-finetune's own checker, on 60,000 random conversations."""
+    """What mistral-common 1.3.4, with which mistral-finetune checks a file, refuses is refused here."""
     mistral = find_format("mistral")
     (sent,) = in_format(mistral, [line])
     ids = [call["id"] for m in sent["messages"] for call in m.get("tool_calls", ())]

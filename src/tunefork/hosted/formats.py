@@ -178,7 +178,7 @@ def _strict(message: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(message)
     if found.get("tool_calls"):
         found["tool_calls"] = [{**call, "id": _nine(call.get("id"))} for call in found["tool_calls"]]
-        found = found if found["content"] else {k: v for k, v in found.items() if k != "content"}
+        found = found if found.get("content") else {k: v for k, v in found.items() if k != "content"}
     return found | ({"tool_call_id": _nine(found["tool_call_id"])} if found.get("tool_call_id") else {})
 
 
