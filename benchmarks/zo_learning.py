@@ -225,11 +225,15 @@ def mezo(bed: Bed, model: torch.nn.Module, lr: float, seed: int) -> tuple[Step, 
 
 def default(bed: Bed, model: torch.nn.Module, lr: float, seed: int) -> tuple[Step, dict[str, Any]]:
     optimizer = ZO(model, seed=seed)
-    found = optimizer.calibrate(row_losses, next(bed.batches(seed, SIZES["default"])), rows=BatchRows())
-    spent = [found.forwards]
+    found, spent = None, [0]
+    for batch in itertools.islice(bed.batches(seed, SIZES["default"]), 8):
+        found = optimizer.calibrate(row_losses, batch, rows=BatchRows(), before=found)
+        spent[0] += found.forwards
+    assert found is not None
+    peak = lr * found.lr
 
     def step(batch: Batch, progress: float) -> int:
-        rate = learning_rate(int(1e6 * progress), peak=lr * found.lr, steps=1_000_000, **SCHEDULE)
+        rate = learning_rate(int(1e6 * progress), peak=peak, steps=1_000_000, **SCHEDULE)
         optimizer.step_batch(row_losses, batch, rows=BatchRows(), lr=rate)
         assert optimizer.last is not None
         before, spent[0] = spent[0], 0

@@ -255,7 +255,7 @@ def test_splits_of_a_few_rows_are_warned_of(place: Place, tunefork: Command) -> 
 
 @pytest.mark.parametrize("method", ["backprop", "zo"])
 def test_a_checkpoint_of_another_form_is_refused_in_a_sentence(method: str, place: Place, tunefork: Command) -> None:
-    """As earlier versions wrote them: the method zo without its fourth number, or a key that is no more."""
+    """As earlier versions wrote them: the method zo with three numbers of its calibration, or a key that is no more."""
     document(tunefork(*place.train("--method", method, "--adapter", "none")))
     out = place.folder / "out"
     (out / "result.json").unlink()
@@ -264,7 +264,7 @@ def test_a_checkpoint_of_another_form_is_refused_in_a_sentence(method: str, plac
         assert newest is not None
         tensors, state = newest.tensors, newest.state
         if method == "zo":
-            tensors["method"]["chosen"] = tensors["method"]["chosen"][:3]
+            tensors["method"]["calibration"] = tensors["method"]["calibration"][:3]
         else:
             state["progress"]["mood"] = "good"
         save_checkpoint(run, newest.step, tensors, state, keep=1)

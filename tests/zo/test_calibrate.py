@@ -93,6 +93,21 @@ def test_nothing_is_learned_and_the_choice_trains(options: dict[str, Any]) -> No
     assert last < 0.9 * first
 
 
+def test_curvature_is_the_mean_over_batches_in_turn() -> None:
+    """Batches of curvature 1 and 3 alternate; after eight lr suits 2, whichever came first."""
+    opt = ZO(Plain(20), direction="rademacher", queries=2, estimator="two_sided", rows="shared")
+    batches = [torch.full((4, 1), value) for value in (1.0, 3.0)]
+    alone = opt.calibrate(lambda m, b: m(b) * b.mean(), batches[0])
+    for first in (0, 1):
+        found = None
+        for i in range(8):
+            found = opt.calibrate(lambda m, b: m(b) * b.mean(), batches[(first + i) % 2], before=found)
+            assert found.forwards <= alone.forwards and found.batches == i + 1
+        assert found is not None and found.curvature == pytest.approx(2 * alone.curvature, rel=0.05)
+        assert found.lr == pytest.approx(alone.lr / 2, rel=0.05) == opt.param_groups[0]["lr"]
+        assert found.epsilon == opt.param_groups[0]["epsilon"] and opt.steps == 0 and "8 batches" in found.reason
+
+
 def test_a_closure_is_enough() -> None:
     model, batch = tiny_net("llama"), batch_of()
     opt = ZO(model, queries=1, estimator="two_sided")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tunefork.errors import MissingFileError, RecipeError, RunError, TrainingErr
 from tunefork.methods.base import BATCH, MethodInfo, Objective, RowLosses, StepResult
 from tunefork.models import add_factors, autocast, load_trainable_state, trainable_state
 from tunefork.recipe.schema import Recipe, TrainSection, ZoSection
-from tunefork.zo import ZO, Reader, TrajectoryError
+from tunefork.zo import ZO, Calibration, Reader, TrajectoryError
 from tunefork.zo.options import options_of, preset_of
 
 INFO = MethodInfo(
@@ -34,6 +34,8 @@ _LOSS = ZoSection().objective  # no metric
 _AXES = ("direction", "rank", "max_rank", "estimator", "queries", "rows", "normaliser", "momentum", "clip_rms")
 _UNREAD = ("betas", "adam_epsilon", "max_grad_norm")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_BATCHES = 8  # that a calibration of few rows each goes on for
+_MEASURED = tuple(field.name for field in fields(Calibration) if field.name != "reason")
 _BESIDE = ("none", "qlora")  # adapters that leave the model as it is: what is learned lies beside its matrices
 
 
@@ -206,15 +208,15 @@ class ZerothOrder:
         self.low_rank = optimizer.options.direction == "low_rank"
         self.beside = recipe.adapter.name in _BESIDE
         self.peak = float(recipe.train.learning_rate)
-        self.calibrating = recipe.zo.calibrate is True
-        self.rate = 1.0  # calibrated learning rate over the recipe's
+        self.calibrates = recipe.zo.calibrate is True
+        self.found: Calibration | None = None
         self.told = False  # how losses are evaluated: known at the first step that the trajectory does not have
         self.rows = BatchRows()
 
     def step(self, batches: Sequence[Batch], loss: RowLosses, learning_rate: float) -> StepResult:
         """One step on sum(row losses) / sum(row weights) over all of `batches`, or on the value of the objective there.
 
-        Before the first, the calibration.
+        Before the first, the calibration, and before the next few, what their rows add to it.
         """
 
         def losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -223,11 +225,14 @@ class ZerothOrder:
 
         notes, spent = (), 0
         try:
-            if self.calibrating:
-                found = self.optimizer.calibrate(losses, *batches, rows=self.rows, objective=self.objective)
-                self.rate, self.calibrating = found.lr / self.peak, False
-                notes, spent = (f"Calibration: {found.reason}",), found.forwards
-            rate = learning_rate * self.rate
+            if self._calibrating:
+                found = self.optimizer.calibrate(
+                    losses, *batches, rows=self.rows, objective=self.objective, before=self.found
+                )
+                self.found, spent = found, found.forwards
+                if found.batches == 1 or not self._calibrating:
+                    notes = (f"Calibration: {found.reason}",)
+            rate = learning_rate * (1.0 if self.found is None else self.found.lr / self.peak)
             value = self.optimizer.step_batch(losses, *batches, rows=self.rows, lr=rate, objective=self.objective)
         except ArithmeticError as error:
             raise TrainingError(str(error)) from None
@@ -258,15 +263,23 @@ class ZerothOrder:
         except (ValueError, KeyError) as error:
             raise RunError(f"A state must be of the recipe it was written with. Received another: {error}") from None
 
+    @property
+    def _calibrating(self) -> bool:
+        if self.found is None or not self.calibrates:
+            return self.calibrates
+        return self.objective is None and self.found.batches < _BATCHES
+
     def state(self) -> dict[str, torch.Tensor]:
-        epsilon = float(self.optimizer.param_groups[0]["epsilon"])
-        chosen = [self.rate, epsilon, float(self.calibrating), float(self.told)]
-        return {"chosen": torch.tensor(chosen, dtype=torch.float64)}
+        found = [] if self.found is None else [getattr(self.found, name) for name in _MEASURED]
+        return {"told": torch.tensor(self.told), "calibration": torch.tensor(found, dtype=torch.float64)}
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        self.rate, epsilon, calibrating, told = state["chosen"].tolist()
-        self.calibrating, self.told = bool(calibrating), bool(told)
-        self.optimizer.param_groups[0]["epsilon"] = epsilon
+        self.told, found = bool(state["told"]), state["calibration"].tolist()
+        if found:
+            known: dict[str, Any] = dict(zip(_MEASURED, found, strict=True))
+            known |= {name: int(known[name]) for name in ("forwards", "batches")}
+            self.found = Calibration(**known, reason="")
+            self.optimizer.param_groups[0]["epsilon"] = self.found.epsilon
 
     def finish(self) -> torch.nn.Module:
         if self.optimizer.trajectory is not None:

@@ -9,18 +9,20 @@ measured on rows that are only a sample, the best step has lr = q E[g s] / (E[g^
 slope only a small part, E[g s] / E[g^2], is what all rows agree on. At the start, where what must be learned first is
 which answers there are, it is large (0.07 on TREC), and steps of that size did not last. So it is not measured but
 taken to be what whole runs were seen to bear (benchmarks/zo_learning.py).
+
+Few rows say little about z^T H z: from one batch of two to the next it changes by more than its size, and its sign. Of
+several batches it is the mean size that counts, which no step should overshoot on.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tunefork.zo.engine import Engine, Uninterrupted
-from tunefork.zo.measured import Measured
 from tunefork.zo.probes import Probe
 from tunefork.zo.updates import Rule
 
@@ -30,6 +32,7 @@ LADDER = tuple(10.0 ** (k / 2) for k in range(-8, -1))
 _BIAS = 0.1  # share of the slope by which an epsilon may be off
 _CAUTION = 0.25  # of the best step's length: directions add up, and curvature grows on the way
 _ROW_SHARE = 0.02  # part of the square of one row's slope that all rows agree on
+_DIRECTIONS = 6  # at least, of a batch
 _UNKNOWN_ROWS = 16  # in a closure's batch
 LAST = 2**32 - 1  # steps whose directions no run reaches
 
@@ -41,30 +44,24 @@ class Calibration:
     epsilon: float
     lr: float
     slope: float  # root mean square of the projected gradients
-    curvature: float  # z^T H z: its mean's size and standard error
+    curvature: float  # size of z^T H z: of its mean over directions, and that's standard error; mean over batches
     noise: float  # standard deviation of one loss from rounding; not asked of a metric
     share: float  # part of the slopes' square that the rows agree on
     forwards: int
     reason: str
+    batches: int = 1  # that curvature was measured on
 
 
-def calibrate(engine: Engine, make_probe: Callable[[], Probe], rule: Rule, *, directions: int = 6) -> Calibration:
+def calibrate(engine: Engine, make_probe: Callable[[], Probe], rule: Rule) -> Calibration:
     """Chooses epsilon and lr for a loss; the model is left as it is. Raises FloatingPointError where none is finite."""
-    slopes, bends, rows, forwards = [], [], 0, 0
-    for i in range(max(2, -(-directions // engine.queries))):
-        found = _along(engine, make_probe, LAST - i)
-        slopes.append(found[0])
-        bends.append(found[1])
-        rows = found[2]
-        forwards += found[3]
-    slope, bend = np.concatenate(slopes, axis=1), np.concatenate(bends, axis=1)  # [epsilons, directions]
+    slopes, bend, rows, forwards = _along(engine, make_probe, LAST, LADDER)
+    slope = np.concatenate(slopes, axis=1)  # [epsilons, directions]
     ladder = np.array(LADDER)
     usable: np.ndarray = np.asarray(np.isfinite(slope).all(axis=1) & np.isfinite(bend).all(axis=1))
     if not usable.any():
         raise FloatingPointError("The loss must be finite near the weights. Received none that is, at any epsilon.")
     chosen, noise, size, bias = _epsilon(ladder, slope, bend, usable, engine.estimator.span)
-    # with its error: no small number where the directions' curvatures cancel
-    curvature = abs(float(np.mean(bend[chosen]))) + float(np.std(bend[chosen])) / math.sqrt(bend.shape[1])
+    curvature = _size(bend[chosen])
     share = rows * _ROW_SHARE / (1 + rows * _ROW_SHARE)
     lr = suited_lr(engine.queries, share, curvature, rule, [s[chosen] for s in slopes])
     epsilon = float(f"{ladder[chosen]:.2g}")
@@ -75,6 +72,18 @@ def calibrate(engine: Engine, make_probe: Callable[[], Probe], rule: Rule, *, di
         f"{'row' if rows == 1 else 'rows'} are taken to be chance but for {share:.1%} of their square."
     )
     return Calibration(epsilon, lr, size, curvature, noise, share, forwards, reason)
+
+
+def refined(found: Calibration, engine: Engine, make_probe: Callable[[], Probe]) -> Calibration:
+    """With the curvature on one more batch; lr follows from the mean, epsilon stays. `forwards` are this batch's."""
+    _, bend, _, forwards = _along(engine, make_probe, LAST - found.batches * _DIRECTIONS, (found.epsilon,))
+    batches = found.batches + 1
+    curvature = found.curvature + (_size(bend[0]) - found.curvature) / batches
+    if not math.isfinite(curvature):
+        raise FloatingPointError(f"The loss must be finite near the weights. Received one that is not: {bend[0]}.")
+    lr = float(f"{found.lr * found.curvature / max(curvature, 1e-30):.3g}")
+    reason = f"lr {lr:g} is what suits the curvature on {batches} batches, {curvature:.3g} along a direction."
+    return replace(found, lr=lr, curvature=curvature, batches=batches, forwards=forwards, reason=reason)
 
 
 def suited_lr(queries: int, share: float, curvature: float, rule: Rule, slopes: Sequence[np.ndarray]) -> float:
@@ -88,24 +97,30 @@ def suited_lr(queries: int, share: float, curvature: float, rule: Rule, slopes: 
     return float(f"{lr:.2g}")
 
 
-def _along(engine: Engine, make_probe: Callable[[], Probe], step: int) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Slopes and second differences [epsilons, queries] along one step's directions, rows of a query, forwards."""
-    measured: list[Measured] = []
-    with Uninterrupted() as signals:
-        for signs, epsilon in [((0, 0), LADDER[0]), *(((1, -1), e) for e in LADDER)]:
-            measured.append(engine.measure(make_probe(), signals, signs, step, epsilon))
-    middle = measured[0].first
+def _size(bends: np.ndarray) -> float:
+    """Of the mean over directions, with its error: no small number where their curvatures cancel."""
+    return abs(float(np.mean(bends))) + float(np.std(bends)) / math.sqrt(len(bends))
+
+
+def _along(
+    engine: Engine, make_probe: Callable[[], Probe], last: int, ladder: Sequence[float]
+) -> tuple[list[np.ndarray], np.ndarray, int, int]:
+    """Along the directions of step `last` and a few before it: slopes a step [epsilons, queries], second differences
+    [epsilons, directions], rows of a query, forwards."""
     one_sided, span = 0 in engine.estimator.signs, engine.estimator.span
-    slope = np.stack(
-        [
-            (m.first - (middle if one_sided else m.second)) / (span * e)
-            for m, e in zip(measured[1:], LADDER, strict=True)
-        ]
-    )
-    bend = np.stack([(m.first + m.second - 2 * middle) / e**2 for m, e in zip(measured[1:], LADDER, strict=True)])
-    by_row = measured[1].by_row
-    rows = _UNKNOWN_ROWS if by_row is None else max(1, len(by_row(0)))
-    return slope, bend, rows, sum(m.forwards for m in measured)
+    slopes, bends, rows, forwards = [], [], 0, 0
+    for step in range(last, last - max(2, -(-_DIRECTIONS // engine.queries)), -1):
+        with Uninterrupted() as signals:
+            middle = engine.measure(make_probe(), signals, (0, 0), step, ladder[0])
+            sides = [engine.measure(make_probe(), signals, (1, -1), step, epsilon) for epsilon in ladder]
+        here = middle.first
+        pairs = list(zip(sides, ladder, strict=True))
+        slopes.append(np.stack([(m.first - (here if one_sided else m.second)) / (span * e) for m, e in pairs]))
+        bends.append(np.stack([(m.first + m.second - 2 * here) / e**2 for m, e in pairs]))
+        by_row = sides[0].by_row
+        rows = _UNKNOWN_ROWS if by_row is None else max(1, len(by_row(0)))
+        forwards += sum(m.forwards for m in (middle, *sides))
+    return slopes, np.concatenate(bends, axis=1), rows, forwards
 
 
 def _epsilon(

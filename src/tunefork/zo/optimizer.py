@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tunefork.zo.calibrate import Calibration, calibrate
+from tunefork.zo.calibrate import Calibration, calibrate, refined
 from tunefork.zo.calibrate_metric import calibrate_metric
 from tunefork.zo.directions import LowRank, build
 from tunefork.zo.directions.lora_file import Factors, lora_factors, write_adapter
@@ -233,11 +233,14 @@ class ZO(torch.optim.Optimizer):
         *batches: Any,
         rows: Rows | None = None,
         objective: Objective | None = None,
+        before: Calibration | None = None,
     ) -> Calibration:
         """Measures epsilon and a first lr for this model and task, sets them, and says why; nothing is learned.
 
         Args:
             loss: a closure, or with `batches` a `loss_fn` as for `step_batch`; `objective` likewise.
+            before: what other rows gave, of a loss: its epsilon stays, and lr follows from the curvature on all of
+                them. Where a step has few rows, eight batches in turn make lr depend little on which they are.
         """
 
         def probe() -> Probe:
@@ -245,8 +248,11 @@ class ZO(torch.optim.Optimizer):
                 return ClosureProbe(loss, self.stacking)
             return BatchProbe(self.model, loss, batches, rows or TensorRows(), self.stacking, objective)
 
-        choose = calibrate if objective is None else calibrate_metric
-        found = choose(self.engine, probe, self.options.rule)
+        if before is not None:
+            found = refined(before, self.engine, probe)
+        else:
+            choose = calibrate if objective is None else calibrate_metric
+            found = choose(self.engine, probe, self.options.rule)
         self.param_groups[0].update(lr=found.lr, epsilon=found.epsilon)
         return found
 
