@@ -3,6 +3,9 @@
 Where little can be learned in so few steps less is asked: a head or a prefix over random features lowers the loss on
 them, zo does not raise it. Each then reloads to identical predictions and resumes bit for bit. `make test` runs a set
 of cells in which every pair of values occurs; `make test-all` runs all of them.
+
+Masked models train with dropout over 32 features and few tokens, and need smaller steps and more of them: without
+dropout all rows are learned at the others' rate.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.stopping import StopAt
-from tests.tiny import CAUSAL, KINDS, adapter_section
+from tests.tiny import CAUSAL, KINDS, MASKED, adapter_section
 from tunefork.data import load_splits
 from tunefork.errors import Interrupted, TuneforkError
 from tunefork.evaluate.harness import predict_examples
@@ -33,9 +36,8 @@ from tunefork.workflows import evaluate, finetune
 WORDS = ("box", "screen", "film", "report", "keys", "door", "service", "noon")
 ADAPTERS = ("none", "lora", "qlora", "dora", "prefix", "head")
 TASKS = ("classification", "classification/head", "scoring", "choice", "generation", "chat")
-STEPS = {"none": 120}
-MANY = 200
-RATE = {"none": 3e-3, "lora": 1e-2, "qlora": 1e-2, "dora": 1e-2, "prefix": 5e-2, "head": 1e-2}
+RATE_AND_STEPS = {"none": (3e-3, 120), "prefix": (5e-2, 200)}
+OTHERS, OTHERS_MASKED = (1e-2, 200), (4e-3, 500)
 
 
 class Cell(NamedTuple):
@@ -48,6 +50,12 @@ class Cell(NamedTuple):
 def cells() -> list[Cell]:
     methods = [info.name for info in list_methods()]
     return [Cell(*values) for values in itertools.product(methods, ADAPTERS, TASKS, KINDS)]
+
+
+def rate_and_steps(cell: Cell) -> tuple[float, int]:
+    """What lets the cell's rows be learned with room to spare, on more than one seed."""
+    slow = cell.kind in MASKED and cell.adapter in ("lora", "qlora", "dora") and cell.method == "backprop"
+    return RATE_AND_STEPS.get(cell.adapter, OTHERS_MASKED if slow else OTHERS)
 
 
 def pairwise(everything: list[Cell]) -> list[Cell]:
@@ -95,6 +103,7 @@ def rows(task: str, frozen: bool) -> list[dict[str, Any]]:
 
 def recipe(cell: Cell, model: Path, folder: Path, out: str, **train: Any) -> Recipe:
     kind, _, form = cell.task.partition("/")
+    rate, steps = rate_and_steps(cell)
     file = folder / f"{kind}.jsonl"
     if not file.exists():
         frozen = cell.adapter in ("head", "prefix")
@@ -113,12 +122,12 @@ def recipe(cell: Cell, model: Path, folder: Path, out: str, **train: Any) -> Rec
             },
             "train": {
                 "method": cell.method,
-                "learning_rate": RATE[cell.adapter],
+                "learning_rate": rate,
                 "batch_size": 2 if cell.method == "zo" else 16,
                 "micro_batch_size": 2 if cell.method == "zo" else 16,
                 "schedule": "linear",
                 "warmup": 0.05,
-                "max_steps": STEPS.get(cell.adapter, MANY),
+                "max_steps": steps,
                 "evaluate_every": 1000,
                 "save_every": 20,
                 "keep_best": False,
@@ -151,13 +160,13 @@ def test_cell(cell: Cell, tiny: Callable[[str], Path], tmp_path: Path) -> None:
 
     kind = cell.task.partition("/")[0]
     seen = evaluate(done.path, tmp_path / f"{kind}.jsonl")
-    if cell.method == "zo":  # from so few losses nothing is learned by heart
-        log = RunFolder.open(done.path, write=False).read_log()
-        losses = [entry["loss"] for entry in log if entry["kind"] == "step"]
-        assert sum(losses[-40:]) < 1.02 * sum(losses[:40])
+    log = RunFolder.open(done.path, write=False).read_log()
+    losses = [entry["loss"] for entry in log if entry["kind"] == "step"]
+    if cell.method == "zo":  # from so few losses nothing is learned by heart, and a head starts at its best, the probe
+        epoch = done.result["steps_per_epoch"]
+        several, whole = 3 * epoch, len(losses) // epoch * epoch  # of the same rows: two at a time differ by more
+        assert sum(losses[whole - several : whole]) < 1.02 * sum(losses[:several])
     elif cell.adapter in ("head", "prefix"):  # little can be read from, or put into, a random frozen model
-        log = RunFolder.open(done.path, write=False).read_log()
-        losses = [entry["loss"] for entry in log if entry["kind"] == "step"]
         assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
     else:
         learned = len(seen.predictions) - 1  # one row went to dev
