@@ -10,12 +10,15 @@ from typing import Any
 import openai
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.server.scenes import client_of, serving, settings_in
 from tests.server.seeded import PROJECT, seeded_rows
 from tunefork.models import inspect_model, load_artefact, load_model, load_tokenizer, save_artefact
 from tunefork.recipe import AdapterSection, ModelSection
 from tunefork.server import Settings, Store
+from tunefork.server.inference.hosts import Host
+from tunefork.server.inference.mixing import mixed
 from tunefork.server.store import Job, Model
 
 ASKED: Any = [{"role": "user", "content": "Hello, who are you?"}]
@@ -110,6 +113,22 @@ def test_each_answers_as_it_does_alone_together_and_after_it_was_evicted(
         assert list(pool.map(lambda name: said(client, name), asked)) == [expected[name] for name in asked]
 
 
+def test_rows_under_several_adapters_are_computed_as_peft_does(settings: Settings) -> None:
+    """Of several ranks, apart and side by side, and without any; PEFT disabled meanwhile, and as it was afterwards."""
+    host = Host(ModelSection(dtype="fp32"), inspect_model(ModelSection()), 0, nf4=False, folder=None)
+    names = [host.use(folder_of(settings, kind) if kind else None) for kind in ("lora", None, "third", "third", "lora")]
+    ids = torch.randint(20, 4000, (len(names), 7), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        base = host.model(ids).logits
+        with mixed(host.model, names, torch.float32):
+            made = host.model(ids).logits
+        assert torch.equal(host.model(ids).logits, base)
+        host.model.base_model.enable_adapter_layers()
+        expected = host.model(ids, adapter_names=[name or "__base__" for name in names]).logits
+    assert (made - expected).norm() < 1e-5 * (expected - base).norm()
+    assert torch.equal(made[1], base[1])
+
+
 def test_a_poisoned_adapter_is_not_opened(client: openai.OpenAI, settings: Settings, tmp_path: Path) -> None:
     """Neither a pickle in the place of the weights, nor a pickle beside them, nor one of another shape."""
     folder, expected = folder_of(settings, "third"), said(client, name_of("lora"))
@@ -131,3 +150,20 @@ def test_a_poisoned_adapter_is_not_opened(client: openai.OpenAI, settings: Setti
         assert [reply.result() for reply in replies[::2]] == [expected] * 2
         assert not canary.exists()
         assert said(client, name_of("lora")) == expected
+
+
+def test_a_model_whose_training_has_diverged_fails_alone(client: openai.OpenAI, settings: Settings) -> None:
+    weights = folder_of(settings, "wide") / "adapter_model.safetensors"
+    save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(weights).items()}, weights)
+
+    def asked(kind: str) -> str | None:
+        return (
+            client.chat.completions.create(model=name_of(kind), messages=ASKED, max_tokens=16).choices[0].finish_reason
+        )
+
+    for kind in ("lora", "dora"):  # so that the broken one is loaded anew
+        asked(kind)
+    with ThreadPoolExecutor(8) as pool:
+        replies = [pool.submit(asked, kind) for kind in ("lora", "wide") * 4]
+    assert all(isinstance(reply.exception(), openai.InternalServerError) for reply in replies[1::2])
+    assert {reply.result() for reply in replies[::2]} <= {"stop", "length"}

@@ -207,7 +207,7 @@ class Engine:
         excess = len({*host.adapters, *wanted} - {None}) - self.settings.adapters_in_memory
         for folder in spare[: max(0, excess)]:
             host.evict(folder)
-        names: list[str] = []
+        names: list[str | None] = []
         for waiting in batch:
             try:
                 names.append(host.use(waiting.over))

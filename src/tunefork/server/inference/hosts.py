@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from tunefork.models import (
     torch_dtype,
 )
 from tunefork.recipe import ModelSection
+from tunefork.server.inference.mixing import mixed
 from tunefork.server.inference.rows import Row
 
 _SLICE = 64  # tokens
-_BASE = "__base__"  # how PEFT calls a row without an adapter
 
 
 class Host:
@@ -48,15 +49,16 @@ class Host:
         self.adapters: OrderedDict[Path, str] = OrderedDict()  # least used first
         self._names = (f"adapter{n}" for n in itertools.count())
 
-    def use(self, folder: Path | None) -> str:
+    def use(self, folder: Path | None) -> str | None:
         """The adapter's name in the model; None is the base itself. Raises RunError for another base's, or damage."""
         if folder is None:
-            return _BASE
+            return None
         if folder not in self.adapters:
             if read_artefact_info(folder)["base"]["fingerprint"] != self.facts.fingerprint:
                 raise RunError(f"An adapter needs the base it was trained on. {self.facts.name!r} has changed since.")
             name = next(self._names)
             self.model = add_adapter(self.model, folder, name).requires_grad_(False).eval()
+            self.model.base_model.disable_adapter_layers()
             self.adapters[folder] = name
         self.adapters.move_to_end(folder)
         return self.adapters[folder]
@@ -73,46 +75,64 @@ class Host:
         self.model.delete_adapter(name)
 
     def extend(
-        self, rows: Sequence[Row], names: Sequence[str], tokens: int, others_wait: Callable[[], bool], *, alone: bool
+        self,
+        rows: Sequence[Row],
+        names: Sequence[str | None],
+        tokens: int,
+        others_wait: Callable[[], bool],
+        *,
+        alone: bool,
     ) -> None:
         """Up to `tokens` more tokens for every row under the adapter of its name, computed together; fewer where, at
         the end of a slice, one is done or others wait.
 
-        `alone`: the rows share one adapter of a kind (DoRA) that PEFT does not mix with others in a batch.
+        `alone`: the rows share one adapter of a kind (DoRA) that is not mixed with others in a batch.
         """
-        if alone:
-            self.model.set_adapter(names[0], inference_mode=True)
-        mix = bool(self.adapters) and not alone
         with torch.inference_mode(), autocast(self.device, self.dtype):
             for row, name in zip(rows, names, strict=True):
                 if row.read_prompt:
-                    self._read(row, {"adapter_names": [name]} if mix else {})
+                    with self._under([name], alone):
+                        self._read(row)
             going = [(row, name) for row, name in zip(rows, names, strict=True) if not row.done]
             if not going:
                 return
             rows, names = [row for row, _ in going], [name for _, name in going]
             ids, mask = padded([row.ids for row in rows], self.pad, self.device, left=True)
-            self.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                generation_config=GenerationConfig(
-                    do_sample=False,
-                    num_beams=1,
-                    max_new_tokens=tokens,
-                    min_new_tokens=0,
-                    repetition_penalty=1.0,
-                    no_repeat_ngram_size=0,
-                    pad_token_id=self.pad,
-                    use_cache=True,
-                ),
-                logits_processor=LogitsProcessorList([_Choice(rows, self.pad)]),
-                stopping_criteria=StoppingCriteriaList([_Done(rows, others_wait)]),
-                **({"adapter_names": names} if mix else {}),
-            )
+            with self._under(names, alone):
+                self.model.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    generation_config=GenerationConfig(
+                        do_sample=False,
+                        num_beams=1,
+                        max_new_tokens=tokens,
+                        min_new_tokens=0,
+                        repetition_penalty=1.0,
+                        no_repeat_ngram_size=0,
+                        pad_token_id=self.pad,
+                        use_cache=True,
+                    ),
+                    logits_processor=LogitsProcessorList([_Choice(rows, self.pad)]),
+                    stopping_criteria=StoppingCriteriaList([_Done(rows, others_wait)]),
+                )
 
-    def _read(self, row: Row, mix: dict[str, Any]) -> None:
+    @contextmanager
+    def _under(self, names: Sequence[str | None], alone: bool) -> Iterator[None]:
+        """Rows under the adapters of these names. PEFT itself computes one that is `alone`, and no other."""
+        if not alone:
+            with mixed(self.model, names, self.dtype):
+                yield
+            return
+        self.model.base_model.enable_adapter_layers()
+        self.model.set_adapter(names[0], inference_mode=True)
+        try:
+            yield
+        finally:
+            self.model.base_model.disable_adapter_layers()
+
+    def _read(self, row: Row) -> None:
         ids = torch.tensor([list(row.prompt)], device=self.device)
-        row.read(self.model(input_ids=ids, attention_mask=torch.ones_like(ids), **mix).logits[0].float())
+        row.read(self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float())
 
 
 class _Choice(LogitsProcessor):

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from tunefork.errors import RunError
+
 _COLD = 1e-4  # a temperature below it is 0: the most likely token
 _CONTEXT = 4  # tokens before one that decide how it is written
 
@@ -92,7 +94,10 @@ class Row:
         self.done = self.failed = True
 
     def choose(self, logits: torch.Tensor) -> int:
-        """The next token, from fp32 logits [V]. Tells what it makes known."""
+        """The next token, from fp32 logits [V]. Tells what it makes known; of a broken model, that it is broken."""
+        if not bool(logits.amax().isfinite()):  # its own answer fails, not those that are computed with it
+            self.fail(RunError("A model's logits must be finite numbers. Received others. Its training has diverged."))
+            return self.prompt[-1]
         token = self._draw(logits)
         wanted = self.sampling.top is not None and token not in self.ends
         shown = self._measured(self.ids, token, logits) if wanted else None
