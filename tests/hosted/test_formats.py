@@ -27,12 +27,12 @@ def refused(service: str, *lines: dict[str, Any], split: str = "dev") -> list[st
 @pytest.mark.parametrize(
     ("line", "takers"),
     [
-        (chat("user", "assistant"), "openai together fireworks mistral"),
-        (chat("system", "user", "assistant"), "openai together fireworks mistral"),
-        (chat("user", "system", "assistant"), "openai"),
-        (chat("user", "user", "assistant"), "openai fireworks mistral"),
-        (chat("system", "assistant", "user", "assistant"), "openai fireworks"),
-        (chat("assistant", "user", "assistant"), "openai fireworks"),
+        (chat("user", "assistant"), "openai together fireworks mistral nebius"),
+        (chat("system", "user", "assistant"), "openai together fireworks mistral nebius"),
+        (chat("user", "system", "assistant"), "openai nebius"),
+        (chat("user", "user", "assistant"), "openai fireworks mistral nebius"),
+        (chat("system", "assistant", "user", "assistant"), "openai fireworks nebius"),
+        (chat("assistant", "user", "assistant"), "openai fireworks nebius"),
         (chat("developer", "user", "assistant"), "openai"),
         (chat("user", "assistant", "user"), ""),
         (chat("user", "assistant", weight=0), ""),
@@ -47,6 +47,14 @@ def refused(service: str, *lines: dict[str, Any], split: str = "dev") -> list[st
         ),
         (
             {
+                "input": chat("user", "assistant", "user"),
+                "preferred_output": chat("assistant")["messages"],
+                "non_preferred_output": chat("assistant")["messages"],
+            },
+            "openai together",
+        ),
+        (
+            {
                 "input": chat("user", "assistant"),
                 "preferred_output": chat("assistant")["messages"],
                 "non_preferred_output": chat("assistant")["messages"],
@@ -56,7 +64,8 @@ def refused(service: str, *lines: dict[str, Any], split: str = "dev") -> list[st
     ],
 )
 def test_each_service_takes_what_it_says(line: dict[str, Any], takers: str) -> None:
-    taking = [name for name in ("openai", "together", "fireworks", "mistral") if not refused(name, line)]
+    services = ("openai", "together", "fireworks", "mistral", "nebius")
+    taking = [name for name in services if not refused(name, line)]
     assert taking == takers.split()
 
 
@@ -98,6 +107,12 @@ def test_calls_are_written_and_checked_as_mistral_wants_them(line: dict[str, Any
     found = check_lines(mistral, [sent], ["f:1"], "dev")
     assert [wrong in example for finding in found for example in finding.examples] == [True] * bool(wrong)
     assert in_format(find_format("openai"), [line]) == [line]
+
+
+def test_a_call_is_no_end_at_nebius() -> None:
+    assert refused("nebius", called("a", results=())) == ["refused-by-service"]
+    assert refused("nebius", called("a", results=("a",))) == []
+    assert refused("fireworks", called("a", results=())) == []
 
 
 def test_a_validation_file_is_small_beside_its_training_file() -> None:

@@ -134,3 +134,32 @@ def test_what_is_under_way_counts_against_the_limit() -> None:
     assert budget.spent == pytest.approx(0.001 + 0.00001)
     with budget.reserved(body):
         pass
+
+
+def asked(*parts: dict[str, object], **others: object) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": list(parts)}], "max_tokens": 10, **others}
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "https://host/" + "x" * 5000}}
+
+
+def test_an_image_counts_by_the_tokens_it_has_at_most() -> None:
+    price = find_price(find_model("openai:ft:gpt-4o-2024-08-06:o::1"))
+    assert price is not None and price.image == 1445
+    text = {"type": "text", "text": "what is it?"}
+    plain, seen = (Budget(price, 1.0).most(asked(text, *images)) for images in ((), (IMAGE, IMAGE)))
+    assert seen - plain == pytest.approx(2 * 1445 * price.input / 1e6)
+    assert estimate_requests([asked(text, IMAGE)], price).input_tokens == pytest.approx(1445 + 7, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [(asked(IMAGE), "image_url"), (asked({"type": "file"}), "file"), (asked(max_tokens=None), "how long its answer")],
+)
+def test_what_has_no_bound_is_refused_under_a_limit(body: dict[str, object], said: str) -> None:
+    price = Price(1.0, 1.0, None, "", "")
+    with pytest.raises(HostedError, match=said), Budget(price, 5.0).reserved(body):
+        pass
+    assert estimate_requests([body], price).cost is None
+    with Budget(price, None).reserved(body), Budget(Price(0.0, 0.0, None, "", ""), 0.0).reserved(body):
+        pass  # without a limit, or where nothing is paid for, it is sent

@@ -57,7 +57,7 @@ def show_hosted(console: Console, plan: HostedPlan, as_json: bool) -> None:
 def data_export(
     recipe: Recipe,
     *,
-    to: Annotated[str, typer.Option("--to", help="openai, together, fireworks or mistral")] = "openai",
+    to: Annotated[str, typer.Option("--to", help="openai, together, fireworks, mistral or nebius")] = "openai",
     folder: Annotated[Path, typer.Option("--folder", help="for train.jsonl and valid.jsonl")] = Path("exported"),
     overwrite: Overwrite = False,
     as_json: Json = False,

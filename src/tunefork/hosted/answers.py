@@ -126,6 +126,8 @@ def ask_all(
     """
     keys = [request_key(client.service.base_url, body) for body in bodies]
     wanted = {key: body for key, body in zip(keys, bodies, strict=True) if store.get(key) is None}
+    for body in wanted.values():
+        budget.most(body)  # what has no bound is refused before anything is sent
     total, refused = len(set(keys)), dict[str, HostedError]()
     done = total - len(wanted)
     on_answer(done, total)

@@ -38,7 +38,9 @@ class Format(Section):
     first_system: bool = False
     after: Mapping[str, tuple[str, ...]] = {}
     strict_calls: bool = False
+    spoken_end: bool = False
     preferences: bool = False
+    one_turn: bool = False
 
 
 def find_format(name: str) -> Format:
@@ -124,6 +126,8 @@ def _problem(format: Format, line: Mapping[str, Any]) -> str:
         return wrong or (_wrong_calls(line) if format.strict_calls else "")
     if not format.preferences:
         return "preferences are not taken"
+    if format.one_turn and any(m["role"] not in ("system", "user") for m in line["input"]["messages"]):
+        return "a preference may have one turn alone: no reply before those that are compared"
     outputs = (line["preferred_output"], line["non_preferred_output"])
     if any(not str(output[0].get("content") or "").strip() for output in outputs):
         return "a reply is empty"
@@ -148,6 +152,8 @@ def _wrong_messages(format: Format, messages: Sequence[Mapping[str, Any]], *, re
         return "no reply to learn from"
     if replied != (messages[-1]["role"] == "assistant"):
         return f"the last message must {'' if replied else 'not '}be the assistant's"
+    if format.spoken_end and messages[-1].get("tool_calls"):
+        return "the last message must be an answer in words, not a call"
     return ""
 
 

@@ -19,7 +19,7 @@ from tunefork.hosted.services import HostedModel
 BYTES_A_TOKEN = 3.6  # of English prose in the tokenizers of 2023 to 2026, rounded down so that estimates are high
 _MILLION = 1e6
 _OF_A_MESSAGE = 4  # tokens around each message
-_KEYS = {"input", "output", "tuned_input", "tuned_output", "train"}
+_KEYS = {"input", "output", "tuned_input", "tuned_output", "train", "image"}
 _SAID = {"date", "source"}  # of a line, before those of the table
 
 
@@ -32,6 +32,7 @@ class Price:
     train: float | None
     date: str
     source: str
+    image: int | None = None  # tokens of an image at most; None where the table does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Estimate:
             )
         what = "About " + " and ".join(parts or ["nothing left to ask"])
         if self.cost is None:
-            return f"{what}; no price is known for this model (see --prices)."
+            return f"{what}; no price is known for all of it (see --prices)."
         dated = f" by the prices of {self.date}" if self.date else ""
         return f"{what}: at most about ${self.cost:,.2f}{dated}."
 
@@ -87,7 +88,7 @@ class Budget:
 
         Raises HostedError, before anything is sent, where the limit would be passed.
         """
-        most = self._most(body)
+        most = self.most(body)
         with self._lock:
             if self.limit is not None and self.spent + self._held + most > self.limit:
                 so_far = self.spent + self._held
@@ -114,12 +115,20 @@ class Budget:
         asked, said = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
         return (asked * self.price.input + said * self.price.output) / _MILLION
 
-    def _most(self, body: Mapping[str, Any]) -> float:
-        """An upper bound: no token is shorter than a byte."""
+    def most(self, body: Mapping[str, Any]) -> float:
+        """US dollars that a request may cost: no token is shorter than a byte, no image has more than the table says.
+
+        Raises HostedError where a limit is set and something in the request has no bound.
+        """
         if self.price is None:
             return 0.0
-        said = body.get("max_completion_tokens") or body.get("max_tokens") or 0
-        return self.cost_of({"prompt_tokens": _bytes(body) + 16, "completion_tokens": said})
+        if self.limit is not None and (unbounded := _unbounded(body, self.price)):
+            raise HostedError(
+                f"A spending limit needs a bound on every request. Received {unbounded}. Try --yes without a limit, or "
+                "for images `image` in a price table of your own: how many tokens one has at most."
+            )
+        asked = _bytes(body) + 16 + len(_parts(body)) * (self.price.image or 0)
+        return self.cost_of({"prompt_tokens": asked, "completion_tokens": _longest(body)})
 
 
 def find_price(model: HostedModel, file: str | Path | None = None) -> Price | None:
@@ -138,15 +147,15 @@ def find_price(model: HostedModel, file: str | Path | None = None) -> Price | No
             kind = [float(prices.get(f"{tuned}{side}", prices[side])) for side in ("input", "output")]
             train = prices.get("train")
             said = [str(prices.get(key, table[key])) for key in ("date", "source")]
-            return Price(kind[0], kind[1], None if train is None else float(train), *said)
+            return Price(kind[0], kind[1], None if train is None else float(train), *said, prices.get("image"))
     return Price(0.0, 0.0, 0.0, "", "this machine") if model.service.is_local else None
 
 
 def estimate_requests(bodies: Sequence[Mapping[str, Any]], price: Price | None) -> Estimate:
     """Of these requests."""
-    asked = sum(estimate_tokens(b["messages"]) for b in bodies)
-    said = sum(int(b.get("max_completion_tokens") or b.get("max_tokens") or 0) for b in bodies)
-    if price is None:
+    images = sum(len(_parts(b)) for b in bodies) * ((price and price.image) or 0)
+    asked, said = images + sum(estimate_tokens(b["messages"]) for b in bodies), sum(map(_longest, bodies))
+    if price is None or any(_unbounded(b, price) for b in bodies):
         return Estimate(len(bodies), asked, said, 0, None if bodies else 0.0, "")
     return Estimate(len(bodies), asked, said, 0, (asked * price.input + said * price.output) / _MILLION, price.date)
 
@@ -159,8 +168,8 @@ def estimate_training(tokens: int, price: Price | None) -> Estimate:
 
 
 def estimate_tokens(messages: Sequence[Mapping[str, Any]]) -> int:
-    """Tokens of a conversation, about; the service's own count is what is billed."""
-    text = sum(len(str(m.get("content") or "").encode()) for m in messages)
+    """Tokens of a conversation's text, about; the service's own count is what is billed."""
+    text = sum(len(_text(m.get("content")).encode()) for m in messages)
     return round(text / BYTES_A_TOKEN) + _OF_A_MESSAGE * len(messages)
 
 
@@ -173,7 +182,33 @@ def require_confirmed(estimate: Estimate, limit: float | None, confirm: Callable
 
 
 def _bytes(body: Mapping[str, Any]) -> int:
-    return len(json.dumps([body.get("messages"), body.get("tools")], ensure_ascii=False).encode())
+    """Of the request without its images, which are not billed by their bytes."""
+    messages = [{**m, "content": _text(m.get("content"))} for m in body["messages"]]
+    return len(json.dumps([messages, body.get("tools")], ensure_ascii=False).encode())
+
+
+def _text(content: Any) -> str:
+    parts = content if isinstance(content, list) else [{"text": content or ""}]
+    return "".join(str(part.get("text") or part.get("refusal") or "") for part in parts)
+
+
+def _parts(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a request holds besides text: images, sounds, files."""
+    lists = [m["content"] for m in body["messages"] if isinstance(m.get("content"), list)]
+    return [part for parts in lists for part in parts if part.get("type") not in ("text", "refusal")]
+
+
+def _longest(body: Mapping[str, Any]) -> int:
+    """Tokens that may be answered; 0 where the request does not say."""
+    return int(body.get("max_completion_tokens") or body.get("max_tokens") or 0) * int(body.get("n") or 1)
+
+
+def _unbounded(body: Mapping[str, Any], price: Price) -> str:
+    """What about a request has no bound that is paid for; empty where everything has one."""
+    kinds = {str(part.get("type")) for part in _parts(body)} - ({"image_url"} if price.image is not None else set())
+    if kinds and price.input:
+        return f"one with {', '.join(sorted(kinds))}, whose tokens the price table does not bound"
+    return "one that does not say how long its answer may be" if price.output and not _longest(body) else ""
 
 
 def _read(path: Path) -> dict[str, Any]:

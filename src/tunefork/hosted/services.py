@@ -29,6 +29,7 @@ class Service:
     longest: str = "max_tokens"  # the field that bounds an answer
     flat: bool = False  # a job's hyperparameters stand beside its model, without `method`
     mark: bool = False  # its files begin with a byte-order mark
+    rules: str = "openai"  # of formats.yaml, for its training files
 
     @property
     def is_local(self) -> bool:

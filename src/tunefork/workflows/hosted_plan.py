@@ -60,7 +60,7 @@ def plan_hosted(recipe: Recipe) -> HostedPlan:
         said = "Preferences are not measured: a service tells no likelihoods."
         findings.append(Finding("info", "not-measured", said))
         examples["test"] = []
-    rules = find_format("openai")
+    rules = find_format(model.service.rules)
     lines = {name: training_lines(task, examples[name], recipe.hosted.system) for name in ("train", "dev")}
     for name, part in lines.items():
         findings += check_lines(rules, part, [e.source for e in examples[name]], name)
