@@ -117,7 +117,8 @@ def hosting(behind: str | None = None) -> Iterator[Host]:
             with host.lock:
                 host.heard[f"{method} {plain}"] += 1
                 if chat:
-                    host.asked[json.loads(data)["messages"][-1]["content"]] += 1
+                    said = json.loads(data)["messages"][-1]["content"]
+                    host.asked[said if isinstance(said, str) else json.dumps(said)] += 1
             time.sleep(host.delay)
             if host.behind is not None:
                 headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "authorization")}

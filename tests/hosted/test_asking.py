@@ -73,6 +73,24 @@ def test_a_refused_row_and_an_answer_beside_the_labels_are_told(host: Host, tmp_
     assert found.predictions[3].probabilities == (0.5, 0.5)
 
 
+def test_answered_rows_are_shown_first(host: Host, tmp_path: Path) -> None:
+    train = tmp_path / "train.jsonl"
+    train.write_text(
+        "".join(json.dumps({"text": f"a {w} day", "label": "01"[w == "fine"]}) + "\n" for w in ("fine", "sad"))
+    )
+    given = recipe(tmp_path, limit=1)
+    given = given.model_copy(update={"data": given.data.model_copy(update={"train": str(train)})})
+    found = evaluate(f"{host.url}#m", recipe=given, shots=2)
+    (asked,) = [question for question in host.asked if question.endswith("a lovely film It was")]
+    assert sorted(asked.split("\n\n")[:-1]) == ["a fine day It was great", "a sad day It was terrible"]
+    assert found.metrics["accuracy"]["value"] == 1
+    here = evaluate("embedded", recipe=given, shots=2)
+    assert "2 demonstrations from train" in here.notes[0]
+    assert here.predictions != evaluate("embedded", recipe=given).predictions
+    with pytest.raises(RecipeError, match="answered rows of a train file"):
+        evaluate(f"{host.url}#m", recipe=recipe(tmp_path), shots=2)
+
+
 def test_text_is_generated_and_measured(host: Host, tmp_path: Path) -> None:
     file = tmp_path / "t.jsonl"
     file.write_text('{"prompt": "say hi", "completion": "HI"}\n{"prompt": "say no", "completion": "NO"}\n')

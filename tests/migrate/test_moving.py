@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.hosted.host import KEY, Host, hosting
+from tests.hosted.host import KEY, Host, hosting, refusal
 from tests.server.scenes import client_of, server_process, wait_for
 from tunefork.cli import main
 from tunefork.errors import MissingFileError, RecipeError, RunError
@@ -121,6 +121,36 @@ def test_what_differs_is_found_and_shown(host: Host, tmp_path: Path, capsys: pyt
     assert KEY not in page + out + err
     both = render_migration([result, {**result, "scores": []}])
     assert "2 models compared: 1 no clear difference, 1 not measured" in both
+
+
+def test_a_limit_on_the_new_model_and_prompts_that_are_left_out(host: Host, tmp_path: Path) -> None:
+    """A prompt with an image, one that the new model refuses; tools are shown to both; answers may be as long."""
+    prompts, tool = tmp_path / "p.jsonl", {"type": "function", "function": {"name": "f", "parameters": {}}}
+    image = {"type": "image_url", "image_url": {"url": "https://host/a.png"}}
+    asked = [f"say {word}" for word in ("red", "blue", "green")] + [[{"type": "text", "text": "see"}, image]]
+    lines = [{"messages": [{"role": "user", "content": a}], "tools": [tool]} for a in asked]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    bodies: list[dict[str, Any]] = []
+    host.answer = lambda body: bodies.append(body) or "red"  # type: ignore[func-returns-value]
+    record(f"{host.url}#old", tmp_path / "kept", prompts, max_tokens=2000, confirm=lambda estimate: True)
+    table = tmp_path / "prices.yaml"
+    table.write_text('date: "2026-11-26"\nsource: a test\nmodels:\n  127.0.0.1: {new: {input: 10, output: 100}}\n')
+    words = ["migrate", "compare", str(tmp_path / "kept"), "--model", f"{host.url}#new", "--prices", str(table)]
+    words += ["--set", f"hosted.cache={tmp_path / 'cache'}", "--json"]
+    before = len(bodies)
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--limit", "0.001"])
+    assert (caught.value.code, len(bodies)) == (1, before)
+    host.fault = lambda method, path, times: (
+        refusal(400, "filtered") if len(bodies) == before + 1 and times == 1 else None
+    )
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--limit", "5", "--set", "hosted.concurrency=1"])
+    assert caught.value.code == 0
+    result = read_comparison(tmp_path / "kept")
+    assert (result["rows"], result["left_out"], result["cut_short"]) == (1, 3, 0)
+    assert {(body["max_tokens"], len(body["tools"])) for body in bodies[before:]} == {(2000, 1)}
+    assert "3 prompts that were refused" in (tmp_path / "kept" / "migration.html").read_text()
 
 
 def test_a_recording_without_a_job_must_be_told_its_files(host: Host, tmp_path: Path) -> None:

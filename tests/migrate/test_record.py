@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.hosted.host import CUT, CUT_AFTER, KEY, Host, busy, hosting, refusal
+from tunefork.cli import main
 from tunefork.errors import HostedError, RecipeError, RunError
 from tunefork.hosted.answers import AnswerStore
 from tunefork.migrate import read_recording, record
@@ -172,6 +173,35 @@ def test_the_limit_is_never_passed(host: Host, tmp_path: Path) -> None:
     found = recorded(host, tmp_path, limit=1, **options)
     assert found.about["cost"] == pytest.approx(20 * 0.0012)
     assert sum(host.asked.values()) == 20
+
+
+def test_what_has_no_bound_is_not_sent_under_a_limit(host: Host, tmp_path: Path) -> None:
+    table = tmp_path / "prices.yaml"
+    table.write_text('date: "2026-11-26"\nsource: a test\nmodels:\n  127.0.0.1: {m: {input: 10, output: 100}}\n')
+    image = {"type": "image_url", "image_url": {"url": "https://host/a.png"}}
+    rows = [[{"type": "text", "text": "one"}], [{"type": "text", "text": "two"}, image]]
+    file = tmp_path / "p.jsonl"
+    file.write_text("".join(json.dumps({"messages": [{"role": "user", "content": row}]}) + "\n" for row in rows))
+    with pytest.raises(HostedError, match="bound on every request"):
+        record(f"{host.url}#m", tmp_path / "out", file, prices=table, limit=5)
+    assert not host.requests
+
+
+def test_a_request_may_be_changed_and_a_system_message_put_before(host: Host, tmp_path: Path) -> None:
+    bodies: list[dict[str, Any]] = []
+    host.answer = lambda body: bodies.append(body) or "yes"  # type: ignore[func-returns-value]
+    words = ["migrate", "record", "--model", f"{host.url}#m", "--prompts", str(questions(tmp_path, 1)), "--yes"]
+    words += ["--out", str(tmp_path / "out"), "--set", "hosted.system=Be brief.", "--json"]
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--set", "hosted.request={temperature: null, seed: 7}"])
+    assert caught.value.code == 0
+    (body,) = bodies
+    assert (body["seed"], "temperature" in body, body["max_tokens"]) == (7, False, 1024)
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert read_recording(tmp_path / "out").rows[0].messages == body["messages"]
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--set", "train.epochs=3"])
+    assert caught.value.code == 2
 
 
 def test_requests_run_side_by_side(host: Host, tmp_path: Path) -> None:

@@ -120,7 +120,14 @@ def _show_spread(console: Console, found: SeedsResult) -> None:
 
 @app.command()
 @recipe_command
-def evaluate(recipe: Recipe, *, origin: Origin, yes: Yes = False, as_json: Json = False) -> None:
+def evaluate(
+    recipe: Recipe,
+    *,
+    origin: Origin,
+    shots: Annotated[int, typer.Option("--shots", min=0, max=64, metavar="N", help="rows of --train shown first")] = 0,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
     """Measure a run (give its folder), or any --model as it is, on the rows of --test."""
     from tunefork import workflows
     from tunefork.cli.show import show_findings, show_metrics
@@ -135,7 +142,8 @@ def evaluate(recipe: Recipe, *, origin: Origin, yes: Yes = False, as_json: Json 
         model = str(file)
     else:
         origin.only("model.", "task.", "data.", "hosted.", *measured)
-    found = workflows.evaluate(model, recipe=recipe, confirm=confirmer(console, yes, recipe.hosted.limit))
+    agree = confirmer(console, yes, recipe.hosted.limit)
+    found = workflows.evaluate(model, recipe=recipe, shots=shots, confirm=agree)
     show_findings(console, [f for f in found.findings if f.level != "info"])
     show_metrics(console, {model: found.metrics})
     for note in found.notes:
@@ -144,7 +152,7 @@ def evaluate(recipe: Recipe, *, origin: Origin, yes: Yes = False, as_json: Json 
     if as_json:
         findings = [asdict(f) for f in found.findings]
         figures = {"test": found.metrics, "rows": len(found.predictions), "seconds": found.seconds}
-        emit({"model": model, **figures, "findings": findings})
+        emit({"model": model, **figures, "findings": findings, "notes": found.notes})
 
 
 @app.command()

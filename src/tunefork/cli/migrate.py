@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +12,10 @@ import typer
 from rich.console import Console
 
 from tunefork.cli.hosted import Yes, confirmer
+from tunefork.cli.options import Origin
 from tunefork.cli.screen import Json, emit, empty_table, escape, screen
 from tunefork.files import write_atomic
+from tunefork.recipe import Recipe, load_recipe, parse_sets
 
 migrate_app = typer.Typer(help="The way out of a service: inventory, record, retrain, compare.", no_args_is_help=True)
 
@@ -21,6 +23,7 @@ Limit = Annotated[
     float | None, typer.Option("--limit", min=0, metavar="DOLLARS", help="never spend more; not asked then")
 ]
 Prices = Annotated[Path | None, typer.Option("--prices", help="a price table of your own, YAML")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="any key of the recipe it reads")]
 PLAIN_EVERY_SECONDS = 5.0
 METHODS = ("backprop/lora", "backprop/none", "zo/lora")
 
@@ -48,9 +51,12 @@ def record(
     label_field: Annotated[str | None, typer.Option("--label-field", help="column with the right answer")] = None,
     top_logprobs: Annotated[int, typer.Option("--top-logprobs", min=-1, max=20, help="-1: no logprobs")] = 5,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="longest answer")] = 1024,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=256, help="requests at a time")] = 8,
+    concurrency: Annotated[
+        int | None, typer.Option("--concurrency", min=1, max=256, help="requests at a time, 8 by default")
+    ] = None,
     limit: Limit = None,
     prices: Prices = None,
+    sets: Sets = None,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
@@ -60,19 +66,23 @@ def record(
     from tunefork.hosted.services import find_model
 
     console = screen(as_json)
+    flags = {"hosted.concurrency": concurrency, "hosted.limit": limit, "hosted.prices": prices and str(prices)}
+    asked = _recipe(sets, ("hosted.system", "hosted.request", *flags), flags).hosted
     client = Client(find_model(model).service, on_wait=lambda text: console.print(f"[dim]{escape(text)}[/]"))
     found = migrate.record(
         model,
         out,
         prompts,
-        confirm=confirmer(console, yes, limit),
+        confirm=confirmer(console, yes, asked.limit),
         text_field=text_field,
         label_field=label_field,
         top_logprobs=None if top_logprobs < 0 else top_logprobs,
         max_tokens=max_tokens,
-        concurrency=concurrency,
-        limit=limit,
-        prices=prices,
+        concurrency=asked.concurrency,
+        limit=asked.limit,
+        prices=asked.prices,
+        system=asked.system,
+        request=asked.request,
         client=client,
         on_answer=progress(console),
     )
@@ -122,13 +132,12 @@ def retrain(
     methods: Annotated[
         str, typer.Option("--methods", help="METHOD/ADAPTER, comma-separated, each tried if it fits")
     ] = ("backprop/lora,backprop/none,zo/lora"),
-    sets: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="any key of the recipe")] = None,
+    sets: Sets = None,
     as_json: Json = False,
 ) -> None:
     """Train a local base on the same files, by each method that fits here; the best on dev is chosen."""
     from tunefork.cli.progress import Watcher
     from tunefork.migrate.retrain import retrain as train_again
-    from tunefork.recipe import parse_sets
 
     console = screen(as_json)
     names = [name.strip() for name in methods.split(",")]
@@ -149,7 +158,10 @@ def retrain(
 def compare(
     recording: Annotated[Path, typer.Argument(help="a recording's folder")],
     model: Annotated[str, typer.Option("--model", help="a run, a local chat model, or a hosted one")],
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")] = "auto",
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps")] = None,
+    limit: Limit = None,
+    prices: Prices = None,
+    sets: Sets = None,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
@@ -157,7 +169,9 @@ def compare(
     from tunefork.migrate.compare import compare as beside
 
     console = screen(as_json)
-    found = beside(recording, model, device=device, confirm=confirmer(console, yes, None))
+    flags = {"model.device": device, "hosted.limit": limit, "hosted.prices": prices and str(prices)}
+    recipe = _recipe(sets, ("hosted.", "model."), flags)
+    found = beside(recording, model, recipe=recipe, confirm=confirmer(console, yes, recipe.hosted.limit))
     _write_page([recording], recording / "migration.html", console)
     if as_json:
         emit(found)
@@ -170,6 +184,13 @@ def report(
 ) -> None:
     """All of a migration on one page."""
     _write_page(recordings, out, screen(False))
+
+
+def _recipe(sets: list[str] | None, read: tuple[str, ...], flags: Mapping[str, Any]) -> Recipe:
+    """The recipe that --set and the flags make; RecipeError for a key that the command does not read."""
+    given = parse_sets(sets or []) | {path: value for path, value in flags.items() if value is not None}
+    Origin(None, tuple(given)).only(*read)
+    return load_recipe(None, {"task": "chat"} | given)
 
 
 def _write_page(recordings: list[Path], out: Path, console: Console) -> None:

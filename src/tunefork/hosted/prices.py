@@ -93,7 +93,7 @@ class Budget:
             if self.limit is not None and self.spent + self._held + most > self.limit:
                 so_far = self.spent + self._held
                 raise HostedError(
-                    f"Spending must stay below ${self.limit:,.2f}. Received ${so_far:,.4f} so far, and a request of up "
+                    f"Spending must stay below ${self.limit:,.6g}. Received ${so_far:,.4f} so far, and a request of up "
                     f"to ${most:,.4f}. Try a higher limit; what was answered is kept."
                 )
             self._held += most
@@ -146,8 +146,8 @@ def find_price(model: HostedModel, file: str | Path | None = None) -> Price | No
             tuned = "tuned_" if model.is_tuned else ""
             kind = [float(prices.get(f"{tuned}{side}", prices[side])) for side in ("input", "output")]
             train = prices.get("train")
-            said = [str(prices.get(key, table[key])) for key in ("date", "source")]
-            return Price(kind[0], kind[1], None if train is None else float(train), *said, prices.get("image"))
+            date, source = (str(prices.get(key, table[key])) for key in ("date", "source"))
+            return Price(kind[0], kind[1], None if train is None else float(train), date, source, prices.get("image"))
     return Price(0.0, 0.0, 0.0, "", "this machine") if model.service.is_local else None
 
 

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from tunefork.errors import DataError, MissingFileError, UnsupportedError
-from tunefork.evaluate.harness import predict_examples
+from tunefork.evaluate.harness import Asking, predict_examples
 from tunefork.evaluate.summary import Value
-from tunefork.evaluate.trained import is_trained, load_trained, load_untrained
+from tunefork.evaluate.trained import Trained, is_trained, load_trained, load_untrained
 from tunefork.files import write_json
 from tunefork.hosted import find_model, is_hosted
 from tunefork.hosted.asking import asking_hosted
 from tunefork.hosted.prices import require_confirmed
 from tunefork.metrics import MeanStatistic, bootstrap_interval, exact_match, paired_difference, rouge_l
-from tunefork.migrate.record import Confirm, Recorded, read_recording
-from tunefork.recipe import DataSection, HostedSection, ModelSection, TaskSection
+from tunefork.migrate.record import Confirm, Recorded, Recording, read_recording
+from tunefork.recipe import DataSection, Recipe, TaskSection, make_recipe
+from tunefork.render import Renderer
 from tunefork.tasks import Example, Message, Prediction, make_task
+from tunefork.workflows import tuned_model
 
 COMPARISON_SCHEMA = 1
 SURE = 0.9  # probability of a whole answer
@@ -37,23 +40,27 @@ def compare(
     recording: str | Path,
     model: str | Path,
     *,
-    device: str = "auto",
+    recipe: Recipe | None = None,
     confirm: Confirm = lambda estimate: False,
-    hosted: HostedSection | None = None,
 ) -> dict[str, Any]:
     """Asks `model` (a run or export of the task chat, a local chat model, or a hosted one) the recorded prompts.
+
+    Of `recipe`, `hosted` is read for a hosted model, `model.device` for a run, and `model` for any other.
 
     Agreement is with the recorded answers, by normalised equality and ROUGE-L; where the right answers are known, both
     models are also measured against them, with the paired difference new - old. Intervals are 95 % bootstrap over
     rows. Writes and returns comparison.json in the recording's folder; `migrate report` makes a page of it.
     """
     found = read_recording(recording)
-    rows = [row for row in found.rows if row.answer and not row.tool_calls]
+    rows = [row for row in found.rows if _can_be_asked(row)]
     if not rows:
-        raise DataError(f"A comparison needs recorded answers of text. Received none in {found.path}.")
-    examples = [_example(row) for row in rows]
+        raise DataError(f"A comparison needs recorded answers in words, to prompts in words. {found.path} has none.")
     started = time.perf_counter()
-    said = _ask(str(model), examples, device, confirm, hosted or HostedSection())
+    said = _ask(tuned_model(model) or str(model), found, rows, recipe or make_recipe({"task": "chat"}), confirm)
+    answered = {p.source for p in said}
+    rows = [row for row in rows if row.source in answered]
+    if not rows:
+        raise DataError(f"A comparison needs answers of the new model. {model} refused every prompt. Try another one.")
     old, new = [row.answer or "" for row in rows], [p.predicted for p in said]
     known = [(str(row.reference), a, b) for row, a, b in zip(rows, old, new, strict=True) if row.reference]
     losses = [p.loss for p in said if p.loss is not None]
@@ -70,6 +77,7 @@ def compare(
         "sure": _by_sureness(rows, old, new),
         "scores": [_scores(name, f, known) for name, f in _MEASURES.items() if known],
         "loss_of_recorded_answers": sum(losses) / len(losses) if losses else None,
+        "cut_short": sum(p.stopped is False for p in said),
         "changed": [_changed(rows[i], new[i], similarity[i]) for i in order if similarity[i] < 1][:SHOWN],
         "seconds": time.perf_counter() - started,
         "cost_of_recording": found.about["cost"],
@@ -86,25 +94,36 @@ def read_comparison(path: str | Path) -> dict[str, Any]:
     return json.loads(file.read_bytes())
 
 
-def _ask(
-    model: str, examples: Sequence[Example], device: str, confirm: Confirm, section: HostedSection
-) -> list[Prediction]:
+def _ask(model: str, found: Recording, rows: Sequence[Recorded], recipe: Recipe, confirm: Confirm) -> list[Prediction]:
+    """A prediction a row, in order, but for those that a service refuses."""
+    examples = [_example(row) for row in rows]
     if is_hosted(model):
-        task = make_task(TaskSection(name="chat"), DataSection(), "causal", ())
-        with asking_hosted(find_model(model), task, section) as asking:
-            require_confirmed(asking.estimate(examples), section.limit, confirm)
-            return asking.predict(examples)[0]
+        given = found.about["request"]
+        longest = given.get("max_completion_tokens") or given.get("max_tokens") or 1024
+        task = make_task(TaskSection(name="chat", max_new_tokens=longest), DataSection(), "causal", ())
+        with asking_hosted(find_model(model), task, recipe.hosted) as asking:
+            require_confirmed(asking.estimate(examples), recipe.hosted.limit, confirm)
+            return [p for p in asking.predict(examples)[0] if p.source not in asking.unanswered]
     if is_trained(model):
-        trained = load_trained(model, device)
+        trained = load_trained(model, recipe.model.device)
     else:
-        place = ModelSection.model_validate({"name": model, "device": device})
+        place = recipe.model.model_copy(update={"name": model})
         trained = load_untrained(place, make_task(TaskSection(name="chat"), DataSection(), "causal", ()), False)
     if trained.task.form != "chat":
         raise UnsupportedError(
             f"Recorded conversations are asked of a chat model. Received {model!r}, trained for "
             f"{trained.task.info.name}. Try `tunefork migrate retrain`."
         )
-    return predict_examples(trained.model, trained.asking(4096), examples, generated=True)
+    return predict_examples(trained.model, _roomy(trained, rows), examples, generated=True)
+
+
+def _roomy(trained: Trained, rows: Sequence[Recorded]) -> Asking:
+    """How it is asked so that the longest recorded answer, in its own tokens, could be given whole."""
+    task, old = copy.copy(trained.task), trained.renderer
+    longest = max(len(trained.tokenizer.encode(row.answer)) for row in rows)
+    task.max_new_tokens = max(task.max_new_tokens, longest + 16)
+    renderer = Renderer(trained.tokenizer, trained.facts.kind, task, old.max_length, old.chat_template)
+    return replace(trained.asking(4096), renderer=renderer)
 
 
 def _example(row: Recorded) -> Example:
@@ -112,7 +131,13 @@ def _example(row: Recorded) -> Example:
     given = [Message(m["role"], _plain(m.get("content")), False, _extra(m)) for m in row.messages]
     reply = Message("assistant", row.answer or "")
     references = (row.reference,) if row.reference else (reply.content,)
-    return Example(row.source, messages=(*given, reply), references=references)
+    return Example(row.source, messages=(*given, reply), tools=tuple(row.tools), references=references)
+
+
+def _can_be_asked(row: Recorded) -> bool:
+    """Answered in words, to a prompt of words alone."""
+    contents = [m["content"] for m in row.messages if isinstance(m.get("content"), list)]
+    return bool(row.answer) and not row.tool_calls and all(p.get("type") == "text" for c in contents for p in c)
 
 
 def _plain(content: Any) -> str:

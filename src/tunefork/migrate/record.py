@@ -14,7 +14,7 @@ from tunefork.data import Finding
 from tunefork.errors import HostedError, MissingFileError, RecipeError, RunError
 from tunefork.files import make_folder, write_atomic, write_json
 from tunefork.hosted.answers import Answer, AnswerStore, ask_all, request_key
-from tunefork.hosted.client import Client
+from tunefork.hosted.client import Client, overlay
 from tunefork.hosted.jobs import find_job, read_file
 from tunefork.hosted.prices import Budget, Estimate, estimate_requests, find_price, require_confirmed
 from tunefork.hosted.services import HostedModel, find_model
@@ -38,6 +38,7 @@ class Recorded:
     tool_calls: Sequence[Any] = ()
     at: int | None = None  # seconds since 1970
     error: str | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ def record(
     concurrency: int = 8,
     limit: float | None = None,
     prices: str | Path | None = None,
+    system: str | None = None,
+    request: Mapping[str, Any] | None = None,
     client: Client | None = None,
     on_answer: Callable[[int, int], None] = lambda done, total: None,
 ) -> Recording:
@@ -74,6 +77,8 @@ def record(
     Args:
         top_logprobs: alternatives of each token, 0 to 20; None: no log-probabilities (some models have none).
         limit: US dollars that the folder may have cost in all, cut-off requests of this call included.
+        system: a message that is put before every prompt.
+        request: fields of a chat request in place of ours; None leaves one out.
 
     Raises HostedError where the service cannot be used any more; everything that was answered is kept.
     """
@@ -83,8 +88,8 @@ def record(
     make_folder(out)
     job = find_job(client, hosted) if prompts is None else None
     file = Path(prompts) if prompts is not None else _validation_file(client, hosted, job, out)
-    asked, findings = read_prompts(file, text_field, label_field)
-    bodies = [_body(hosted, p, top_logprobs, max_tokens) for p in asked]
+    asked, findings = read_prompts(file, text_field, label_field, system)
+    bodies = [overlay(_body(hosted, p, top_logprobs, max_tokens), request or {}) for p in asked]
     price = find_price(hosted, prices)
     with AnswerStore(out) as store:
         budget = Budget(price, limit)
@@ -156,8 +161,9 @@ def _body(model: HostedModel, prompt: Prompt, top_logprobs: int | None, max_toke
 def _recorded(prompt: Prompt, answer: Answer | HostedError) -> Recorded:
     asked = (prompt.source, prompt.messages, prompt.reference)
     if isinstance(answer, HostedError):
-        return Recorded(*asked, None, error=str(answer))
-    return Recorded(*asked, answer.text, answer.finish_reason, answer.tokens, answer.tool_calls, answer.at)
+        return Recorded(*asked, None, error=str(answer), tools=prompt.tools)
+    said = (answer.text, answer.finish_reason, answer.tokens, answer.tool_calls, answer.at)
+    return Recorded(*asked, *said, tools=prompt.tools)
 
 
 def _validation_file(client: Client, model: HostedModel, job: Mapping[str, Any] | None, out: Path) -> Path:

@@ -97,6 +97,7 @@ def _test_file(found: Recording) -> str | None:
     """The recorded prompts with right answers, as conversations; None where there are none."""
     lines = [
         {"messages": [*row.messages, {"role": "assistant", "content": row.reference}]}
+        | ({"tools": list(row.tools)} if row.tools else {})
         for row in found.rows
         if row.reference
     ]

@@ -10,6 +10,7 @@ from typing import Any
 
 from tunefork.data import Finding, Row, load_splits, overlap, read_files
 from tunefork.errors import DataError, MissingFileError, RecipeError
+from tunefork.evaluate.baselines import check_baselines, run_baselines
 from tunefork.evaluate.harness import predict_examples
 from tunefork.evaluate.summary import measure
 from tunefork.evaluate.trained import Trained, is_trained, load_trained, load_untrained
@@ -24,6 +25,7 @@ from tunefork.tasks.build import as_item, split_rows
 from tunefork.tasks.check import check_rendered, cut_prompts
 from tunefork.train.prepare import refuse_errors
 from tunefork.workflows.finetune import as_recipe
+from tunefork.workflows.hosted_plan import questions_of
 from tunefork.workflows.tuned import tuned_model
 
 
@@ -43,6 +45,7 @@ def evaluate(
     data: str | Path | None = None,
     *,
     recipe: Recipe | Mapping[str, Any] | None = None,
+    shots: int = 0,
     confirm: Callable[[Estimate], bool] = lambda estimate: False,
 ) -> Evaluation:
     """Metrics of `model` on the rows of `data` (default: the recipe's test file, or a run's own test rows).
@@ -51,7 +54,8 @@ def evaluate(
     that may cost and says whether to go on.
 
     `model` is a run or exported folder, which knows its task; for any other model folder or hub name `recipe`
-    says which task, and the model is asked without training. Rows that a run was trained on are among its findings.
+    says which task, and the model is asked without training, after up to `shots` answered rows of the recipe's train
+    file. Rows that a run was trained on are among its findings.
 
     Raises DataError when no row is usable, or more of them are bad or cut than the recipe's `data` allows; RunError
     for a run that kept no model.
@@ -65,6 +69,7 @@ def evaluate(
         model, wanted = tuned, wanted.model_copy(update={"data": only_test})
     rows_at = str(data) if data is not None else wanted.data.test if wanted is not None else None
     run = load_recipe(Path(model)) if (Path(model) / "recipe.yaml").is_file() else None
+    _check_shots(shots, wanted, trained=tuned is not None or run is not None or is_trained(model))
     if rows_at is None and run is None:
         raise RecipeError("`evaluate` needs labelled rows. Received none. Try --test rows.csv.")
     if is_trained(model) or run is not None:  # a run without a model is refused in loading
@@ -84,17 +89,31 @@ def evaluate(
         raise RecipeError(f"{str(model)!r} is not a run, so the task must be given. Try --task classification.")
     name = wanted.model.model_copy(update={"name": str(model)})
     facts = None if is_hosted(str(model)) else inspect_model(name)
-    splits, findings = load_splits(wanted.data.model_copy(update={"test": rows_at}), wanted.data.split_seed, None)
+    splits, findings = load_splits(
+        wanted.data.model_copy(update={"test": rows_at, "dev_fraction": 0}), wanted.data.split_seed, None
+    )
     kind = facts.kind if facts is not None else "causal"
     laid_out = wanted.data.model_copy(update={"layout": splits.layout})
     task = make_task(wanted.task, laid_out, kind, splits.train or splits.test, labels)
+    if shots:
+        check_baselines(("in_context",), task)
+        wanted = wanted.model_copy(update={"evaluate": wanted.evaluate.model_copy(update={"demonstrations": shots})})
+    shown = build_examples(task, splits.train, wanted.data, labelled=True)[0] if shots else []
     if facts is None:
         examples, findings = _examples(task, splits.test, findings, wanted.data)
         refuse_errors(findings)
         with asking_hosted(find_model(str(model)), task, wanted.hosted) as asking:
-            return _asked(asking, examples, findings, wanted, confirm)
+            return _asked(asking, {"train": shown, "test": examples}, findings, wanted, confirm)
     trained = load_untrained(name, task, wanted.task.chat_template)
-    return _measured(trained, splits.test, findings, wanted.data, wanted.evaluate, wanted.seed)
+    return _measured(trained, splits.test, findings, wanted.data, wanted.evaluate, wanted.seed, shown)
+
+
+def _check_shots(shots: int, recipe: Recipe | None, trained: bool) -> None:
+    """Raises RecipeError for answered rows that are to be shown to a run, or that no file holds."""
+    if shots and trained:
+        raise RecipeError("A run is asked as it was trained. Received `shots`. Try it on a model as it is.")
+    if shots and (recipe is None or recipe.data.train is None):
+        raise RecipeError("`shots` are answered rows of a train file. Received none. Try --train rows.csv.")
 
 
 def _seen_before(rows: Sequence[Row], task: Task, run: Recipe) -> list[Finding]:
@@ -115,6 +134,7 @@ def _measured(
     data: DataSection,
     section: EvaluateSection,
     seed: int,
+    shown: Sequence[Example] = (),
 ) -> Evaluation:
     task, renderer = trained.task, trained.renderer
     examples, findings = _examples(task, rows, findings, data)
@@ -123,6 +143,12 @@ def _measured(
     refuse_errors(findings)
     started = time.perf_counter()
     asking, generated = trained.asking(section.tokens_per_batch), task.form == "chat" or None
+    if shown:
+        splits: dict[str, Sequence[Example]] = {"train": shown, "dev": (), "test": examples}
+        found = run_baselines(
+            ("in_context",), asking, **splits, model_provider=lambda: trained.model, section=section, seed=seed
+        )["in_context"]
+        return Evaluation(found.metrics, found.predictions, findings, time.perf_counter() - started, found.notes)
     predictions = predict_examples(trained.model, asking, examples, rendered=rendered, generated=generated)
     metrics = measure(task, predictions, section, seed)
     return Evaluation(metrics, predictions, [*findings, *cut_prompts(predictions)], time.perf_counter() - started)
@@ -130,14 +156,15 @@ def _measured(
 
 def _asked(
     asking: HostedAsking,
-    examples: Sequence[Example],
+    examples: Mapping[str, Sequence[Example]],
     findings: list[Finding],
     recipe: Recipe,
     confirm: Callable[[Estimate], bool],
 ) -> Evaluation:
     started = time.perf_counter()
-    require_confirmed(asking.estimate(examples), recipe.hosted.limit, confirm)
-    predictions, notes = asking.predict(examples)
+    asked, stops = questions_of(asking.task, recipe, examples, "in_context" if examples["train"] else "zero_shot")
+    require_confirmed(asking.estimate(asked, stops), recipe.hosted.limit, confirm)
+    predictions, notes = asking.predict(asked, stops=stops)
     metrics = measure(asking.task, predictions, recipe.evaluate, recipe.seed)
     return Evaluation(metrics, predictions, findings, time.perf_counter() - started, [*notes, asking.cost()])
 
