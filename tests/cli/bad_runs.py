@@ -154,7 +154,7 @@ USING = (
     Case(
         "evaluate of a model with an adapter",
         lambda p: ["evaluate", "--model", p.tiny("llama"), "--task", "sst2", "--test", p.rows(), "--adapter", "lora"],
-        ("`adapter.name` must be read by the command", "read are model., task., data."),
+        ("`adapter.name` must be read by the command", "read are model, task, data,"),
     ),
     Case("evaluate of other labels", lambda p: evaluate(p, "--test", p.put("a.csv", "text,label\na,b\n")), ("'b'",)),
     Case(

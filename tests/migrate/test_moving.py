@@ -119,6 +119,7 @@ def test_what_differs_is_found_and_shown(host: Host, tmp_path: Path, capsys: pyt
     assert "&lt;b&gt;grey" in page and "<b>grey" not in page
     assert "<script" not in page and "http-equiv" in page
     assert KEY not in page + out + err
+    assert "gives the same answer to 9" in err  # results alone on stdout
     both = render_migration([result, {**result, "scores": []}])
     assert "2 models compared: 1 no clear difference, 1 not measured" in both
 

@@ -79,7 +79,7 @@ def cancel(run: Annotated[Path, typer.Argument(help="the folder of a hosted run"
     """Cancel the job of a run."""
     from tunefork import workflows
 
-    screen(False).print(f"{workflows.cancel_hosted(run)}")
+    screen(False).print(f"The job of {escape(str(run))}: {workflows.cancel_hosted(run)}", soft_wrap=True)
 
 
 @hosted_app.command("deployed")

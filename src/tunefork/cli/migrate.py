@@ -116,9 +116,8 @@ def inventory(
         files = [f"{what} {id}" for what, id in (("train", m.training_file), ("valid", m.validation_file)) if id]
         told = (f"on {m.base}", until if m.answers else "is not listed any more", m.job or "no job is seen", *files)
         console.print(f"  {escape(' · '.join(told))}", soft_wrap=True)
-    console.print(
-        f"Dates as of {dates()['date']}. Record each with `tunefork migrate record --model MODEL --out FOLDER`."
-    )
+    how = "Record each with `tunefork migrate record --model MODEL --out FOLDER`."
+    console.print(f"Dates as of {dates()['date']}. {how}" if found else "No tuned model is seen.", soft_wrap=True)
     if as_json:
         emit([asdict(model) for model in found])
 
@@ -167,11 +166,13 @@ def compare(
 ) -> None:
     """Ask another model the recorded prompts; agreement, scores, and the answers that changed most."""
     from tunefork.migrate.compare import compare as beside
+    from tunefork.report import migration_verdict
 
     console = screen(as_json)
     flags = {"model.device": device, "hosted.limit": limit, "hosted.prices": prices and str(prices)}
     recipe = _recipe(sets, ("hosted.", "model."), flags)
     found = beside(recording, model, recipe=recipe, confirm=confirmer(console, yes, recipe.hosted.limit))
+    console.print(migration_verdict(found), soft_wrap=True)
     _write_page([recording], recording / "migration.html", console)
     if as_json:
         emit(found)

@@ -45,7 +45,8 @@ class Origin(NamedTuple):
             if not path.startswith(read):
                 said = "of a run, which knows its own task, columns and model, " if self.file is not None else ""
                 raise RecipeError(
-                    f"`{path}` must be read by the command. Received it, and {said}read are {', '.join(read)}. "
+                    f"`{path}` must be read by the command. Received it, and {said}read are "
+                    f"{', '.join(name.rstrip('.') for name in read)}. "
                     "Try leaving it out."
                 )
 

@@ -79,13 +79,12 @@ def show_result(console: Console, result: Mapping[str, Any], where: str) -> None
         console.print(escape(verdict(RunFolder.open(Path(where), write=False))), soft_wrap=True)
     else:
         console.print("There were no test rows to measure on; what dev rows show is in the report.", soft_wrap=True)
-    memory = result["peak_memory_bytes"]
-    console.print(
-        f"trained {duration(result['seconds']['train'])}, measured {duration(result['seconds']['evaluate'])}; "
-        f"peak {size(memory['value'])} ({memory['kind']}; forecast {size(memory['forecast'])})",
-        soft_wrap=True,
-    )
-    console.print(f"[bold]{escape(where)}[/]  model/ · result.json · report.html", soft_wrap=True)
+    memory, hosted = result["peak_memory_bytes"], "hosted" in result
+    peak = f"; peak {size(memory['value'])} ({memory['kind']}; forecast {size(memory['forecast'])})"
+    took = f"trained {duration(result['seconds']['train'])}, measured {duration(result['seconds']['evaluate'])}"
+    console.print(f"{took}{'' if hosted else peak}", soft_wrap=True)
+    kept = "hosted.json" if hosted else "model/"
+    console.print(f"[bold]{escape(where)}[/]  {kept} · result.json · report.html", soft_wrap=True)
 
 
 def show_metrics(

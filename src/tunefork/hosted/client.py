@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tunefork.errors import HostedError, MissingExtraError
-from tunefork.hosted.services import Service, find_key
+from tunefork.hosted.services import ANY_KEY, Service, find_key
 
 if TYPE_CHECKING:
     import openai
@@ -91,11 +91,12 @@ class Client:
 
     def _refused(self, what: str, error: openai.APIStatusError) -> HostedError:
         said = error.body.get("message") if isinstance(error.body, Mapping) else None
+        by_url = self.service.key_variable == ANY_KEY
         text = str(said or error.response.reason_phrase).replace(self._key, "…").strip().rstrip(".")
         advice = {
             401: f"Try the right key in {self.service.key_variable}.",
             403: "Try a key that may do this.",
-            404: "Try a name that the service has.",
+            404: "Try a name that the service has" + (", and its address as far as /v1." if by_url else "."),
             429: "Try again when the account has credit.",
         }.get(error.status_code, "Try changing what it refuses.")
         return HostedError(

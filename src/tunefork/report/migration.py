@@ -24,6 +24,11 @@ def render_migration(comparisons: Sequence[Mapping[str, Any]]) -> str:
     return environment().get_template("migration.html.j2").render(style=Markup(page_style()), **view).lstrip()
 
 
+def migration_verdict(comparison: Mapping[str, Any]) -> str:
+    """What the page says of one model, in a sentence or two."""
+    return _said(comparison)["verdict"]
+
+
 def _said(c: Mapping[str, Any]) -> dict[str, str]:
     """The outcome, and a sentence that does not overclaim."""
     same = c["agreement"]["exact_match"]

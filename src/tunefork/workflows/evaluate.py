@@ -88,7 +88,8 @@ def evaluate(
     if wanted is None:
         raise RecipeError(f"{str(model)!r} is not a run, so the task must be given. Try --task classification.")
     name = wanted.model.model_copy(update={"name": str(model)})
-    facts = None if is_hosted(str(model)) else inspect_model(name)
+    hosted = find_model(str(model)) if is_hosted(str(model)) else None
+    facts = None if hosted is not None else inspect_model(name)
     splits, findings = load_splits(
         wanted.data.model_copy(update={"test": rows_at, "dev_fraction": 0}), wanted.data.split_seed, None
     )
@@ -99,10 +100,10 @@ def evaluate(
         check_baselines(("in_context",), task)
         wanted = wanted.model_copy(update={"evaluate": wanted.evaluate.model_copy(update={"demonstrations": shots})})
     shown = build_examples(task, splits.train, wanted.data, labelled=True)[0] if shots else []
-    if facts is None:
+    if hosted is not None:
         examples, findings = _examples(task, splits.test, findings, wanted.data)
         refuse_errors(findings)
-        with asking_hosted(find_model(str(model)), task, wanted.hosted) as asking:
+        with asking_hosted(hosted, task, wanted.hosted) as asking:
             return _asked(asking, {"train": shown, "test": examples}, findings, wanted, confirm)
     trained = load_untrained(name, task, wanted.task.chat_template)
     return _measured(trained, splits.test, findings, wanted.data, wanted.evaluate, wanted.seed, shown)

@@ -46,7 +46,10 @@ def finetune_hosted(recipe: Recipe, *, resume: bool, listener: Listener) -> RunR
         require_confirmed(plan.estimate, recipe.hosted.limit, listener.confirm)
         cost, limit = plan.estimate.cost, recipe.hosted.limit
         if limit is not None and (cost is None or cost > limit):
-            raise RecipeError(f"The whole must stay below `hosted.limit`. Received {plan.estimate.says()}")
+            raise RecipeError(
+                f"The whole must stay below `hosted.limit`. Received ${limit:,.6g}. {plan.estimate.says()} "
+                "Try a higher limit, or fewer rows."
+            )
         created = RunFolder.create(Path(str(recipe.out)), dump_recipe(recipe))
         with created as run, Interrupt() as interrupt:
             write_json(run.path / HOSTED_STATE, {"model": plan.model.name, "run": secrets.token_hex(6), "job": None})
