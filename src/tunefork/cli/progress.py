@@ -78,7 +78,7 @@ class Watcher(Listener):
         tokens = int(event.values["tokens"])
         if self.first is None:
             self.first, self.started, self.tokens_before, self.last_line = event.step, now, tokens, now
-            self.forwards = -event.values.get("row_forwards", 0.0)  # those of the first step were before the clock
+            self.forwards = 0.0  # those of the first step were before the clock
             if self.console.is_terminal:
                 self._open()
         done = event.step - self.first
@@ -88,7 +88,7 @@ class Watcher(Listener):
         look = f" · {self.last_look}" if self.last_look else ""
         rate = f"{speed:,.0f} tokens/s"
         if "projected_gradient" in event.values:  # zeroth-order: what is measured along how many directions
-            self.forwards += event.values["row_forwards"] if done else 0.0  # before the first it may have calibrated
+            self.forwards += event.values["row_forwards"] if done else 0.0
             forwards = self.forwards / (now - self.started) if done else 0.0
             slope, queries = event.values["projected_gradient"], event.values["queries"]
             rate = f"|g| {slope:.3g} · {queries:.0f} queries · {forwards:,.0f} row-forwards/s"
