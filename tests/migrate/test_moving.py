@@ -164,6 +164,28 @@ def test_a_recording_without_a_job_must_be_told_its_files(host: Host, tmp_path: 
         record(f"{host.url}#plain", tmp_path / "other", confirm=lambda estimate: True)
 
 
+@pytest.mark.slow
+def test_what_was_tuned_by_dpo_is_trained_by_dpo(host: Host, tmp_path: Path) -> None:
+    prompts, pairs = tmp_path / "p.jsonl", tmp_path / "pairs.jsonl"
+    prompts.write_bytes(rows(0, 3))
+    reply = {
+        side: [{"role": "assistant", "content": text}]
+        for side, text in (("preferred_output", "Yes."), ("non_preferred_output", "No."))
+    }
+    asked = [{"input": {"messages": [{"role": "user", "content": f"Is {i} blue?"}]}, **reply} for i in range(20)]
+    pairs.write_text("".join(json.dumps(line) + "\n" for line in asked))
+    record(f"{host.url}#old", tmp_path / "kept", prompts, confirm=lambda estimate: True)
+    about = json.loads((tmp_path / "kept" / "recording.json").read_text())
+    (tmp_path / "kept" / "recording.json").write_text(
+        json.dumps(about | {"job": {"id": "j", "method": {"type": "dpo"}}})
+    )
+    options: dict[str, Any] = {"train": pairs, "methods": ["backprop/lora"], "sets": {"train.max_steps": 2}}
+    chosen = retrain(tmp_path / "kept", "embedded", tmp_path / "runs", **options)["chosen"]
+    result = compare(tmp_path / "kept", chosen)
+    assert (result["rows"], len(result["changed"])) == (3, 3)
+    assert all(row["after"] for row in result["changed"])
+
+
 def test_the_days_on_which_models_stop() -> None:
     days = {
         "openai:ft:gpt-4o-mini-2024-07-18:acme::1": "2027-01-14",

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tunefork.errors import DataError, MissingFileError, UnsupportedError
-from tunefork.evaluate.harness import Asking, predict_examples
+from tunefork.evaluate.harness import predict_examples
 from tunefork.evaluate.summary import Value
-from tunefork.evaluate.trained import Trained, is_trained, load_trained, load_untrained
+from tunefork.evaluate.trained import is_trained, load_trained, load_untrained
 from tunefork.files import write_json
 from tunefork.hosted import find_model, is_hosted
 from tunefork.hosted.asking import asking_hosted
@@ -104,26 +104,21 @@ def _ask(model: str, found: Recording, rows: Sequence[Recorded], recipe: Recipe,
         with asking_hosted(find_model(model), task, recipe.hosted) as asking:
             require_confirmed(asking.estimate(examples), recipe.hosted.limit, confirm)
             return [p for p in asking.predict(examples)[0] if p.source not in asking.unanswered]
-    if is_trained(model):
-        trained = load_trained(model, recipe.model.device)
+    chat = make_task(TaskSection(name="chat"), DataSection(), "causal", ())
+    if not is_trained(model):
+        trained = load_untrained(recipe.model.model_copy(update={"name": model}), chat, False)
     else:
-        place = recipe.model.model_copy(update={"name": model})
-        trained = load_untrained(place, make_task(TaskSection(name="chat"), DataSection(), "causal", ()), False)
-    if trained.task.form != "chat":
+        trained = load_trained(model, recipe.model.device)
+    task = chat if trained.task.objective == "preference" else copy.copy(trained.task)
+    if task.form != "chat":
         raise UnsupportedError(
             f"Recorded conversations are asked of a chat model. Received {model!r}, trained for "
             f"{trained.task.info.name}. Try `tunefork migrate retrain`."
         )
-    return predict_examples(trained.model, _roomy(trained, rows), examples, generated=True)
-
-
-def _roomy(trained: Trained, rows: Sequence[Recorded]) -> Asking:
-    """How it is asked so that the longest recorded answer, in its own tokens, could be given whole."""
-    task, old = copy.copy(trained.task), trained.renderer
     longest = max(len(trained.tokenizer.encode(row.answer)) for row in rows)
-    task.max_new_tokens = max(task.max_new_tokens, longest + 16)
-    renderer = Renderer(trained.tokenizer, trained.facts.kind, task, old.max_length, old.chat_template)
-    return replace(trained.asking(4096), renderer=renderer)
+    task.max_new_tokens = max(task.max_new_tokens, longest + 16)  # so that it could say all that was recorded
+    renderer = Renderer(trained.tokenizer, trained.facts.kind, task, trained.renderer.max_length, True)
+    return predict_examples(trained.model, replace(trained.asking(4096), renderer=renderer), examples, generated=True)
 
 
 def _example(row: Recorded) -> Example:

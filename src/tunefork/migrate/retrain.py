@@ -32,21 +32,23 @@ def retrain(
 ) -> dict[str, Any]:
     """Trains `model` by each method whose forecast fits this machine, and says which was best on dev.
 
-    The training file is that of the recorded model's job, or `train`. Dev rows are carved from it; the recorded prompts
-    with their right answers are the test rows, which choose nothing. Each method is a run in `out`; a run that is
-    there is gone on with. `sets` are keys of the recipe. Writes and returns retrain.json: chosen, tried.
+    The training file is that of the recorded model's job, or `train`; what a job of the method `dpo` learned is trained
+    as the task preference, all else as chat. Dev rows are carved from it; the recorded prompts with their right answers
+    are the test rows of a chat, which choose nothing. Each method is a run in `out`; a run that is there is continued.
+    `sets` are keys of the recipe. Writes and returns retrain.json: chosen, tried.
 
     Raises RecipeError without a training file, RunError where no method fits.
     """
     found, out = read_recording(recording), Path(out)
     make_folder(out)
-    test = _test_file(found)
+    task = "preference" if ((found.about["job"] or {}).get("method") or {}).get("type") == "dpo" else "chat"
+    test = _test_file(found) if task == "chat" else None
     data: dict[str, Any] = {"data.train": str(_training_file(found, train))}
     data |= {"data.test": test} if test else {"data.test_fraction": 0}
     room, tried = available_bytes(), list[dict[str, Any]]()
     for name in methods:
         method, _, adapter = name.partition("/")
-        tree = {"model.name": model, "task.name": "chat", "train.method": method, "adapter.name": adapter, **data}
+        tree = {"model.name": model, "task.name": task, "train.method": method, "adapter.name": adapter, **data}
         tree |= {"evaluate.baselines": [], "out": str(out / name.replace("/", "-"))}
         tried.append({"name": name, **_tried(load_recipe(None, tree | dict(sets or {})), room, listener)})
         write_json(out / "retrain.json", {"chosen": None, "tried": tried})

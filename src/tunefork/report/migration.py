@@ -41,8 +41,9 @@ def _said(c: Mapping[str, Any]) -> dict[str, str]:
     first = c["scores"][0]
     d = first["difference"]
     outcome = "unclear" if not d["clear"] else "better" if d["low"] > 0 else "worse"
+    but = "" if d["low"] <= 0 <= d["high"] else f"{words.probability(d['p_value'])} in the paired test, so that "
     told = {
-        "unclear": "these rows do not tell the two apart",
+        "unclear": f"{but}these rows do not tell the two apart",
         "better": "the new model is better",
         "worse": "the old model is better",
     }[outcome]
