@@ -18,7 +18,7 @@ _OUTCOMES = {"better": "better", "worse": "worse", "unclear": "no clear differen
 def render_migration(comparisons: Sequence[Mapping[str, Any]]) -> str:
     """comparison.json of each model as one HTML page: no script, nothing fetched, every text of others escaped."""
     found = [{**c, **_said(c), "dots": Markup(_dots(c)), "shown": _rows(c)} for c in comparisons]
-    counts = Counter(_OUTCOMES[c["outcome"]] for c in found)
+    counts = Counter(_OUTCOMES[c["outcome"]].replace("no clear", "without a clear") for c in found)
     headline = f"{words.count(len(found), 'model')} compared: " + ", ".join(f"{n} {what}" for what, n in counts.items())
     view = {"comparisons": found, "headline": headline, "outcomes": _OUTCOMES, "spread": words.spread}
     return environment().get_template("migration.html.j2").render(style=Markup(page_style()), **view).lstrip()
