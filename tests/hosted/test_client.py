@@ -55,9 +55,10 @@ def test_patience_has_an_end_and_a_wait_beyond_it_is_not_begun(host: Host) -> No
         client(host, patience=1).chat(BODY)
 
 
-def test_a_page_of_a_proxy_is_no_answer(host: Host) -> None:
+def test_a_page_of_a_proxy_is_no_answer(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     host.fault = lambda method, path, times: (200, {}, {"maintenance": True}) if times == 1 else None
     assert client(host).chat(BODY)["choices"]
+    assert "127.0.0.1: no answer (ValueError); again in" in caplog.text  # nobody waits without being told why
 
 
 def test_the_key_is_in_no_error_and_no_trace(host: Host) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import openai
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)  # its warnings are on stderr unless a program says otherwise
 _AGAIN = (408, 409, 425, 429)  # and every 5xx
 _LONGEST_WAIT = 60.0
 _SECONDS = 300.0  # that one answer may take
@@ -26,12 +28,13 @@ class Client:
     """Requests to one service. Thread-safe.
 
     A connection that breaks and the statuses 408, 409, 425, 429 and 5xx are tried again, after what `Retry-After`
-    says or an exponential, jittered wait, until `patience` seconds have passed without an answer. Everything else is
-    a HostedError at once. `sent` counts requests, `unanswered` those that were cut off and may yet be billed.
+    says or an exponential, jittered wait, until `patience` seconds have passed without an answer; `on_wait` hears of
+    each wait, or the log. Everything else is a HostedError at once. `sent` counts requests, `unanswered` those that
+    were cut off and may yet be billed.
     """
 
     def __init__(
-        self, service: Service, *, patience: float = 600.0, on_wait: Callable[[str], None] = lambda text: None
+        self, service: Service, *, patience: float = 600.0, on_wait: Callable[[str], None] = _log.warning
     ) -> None:
         openai = import_openai()
         self.service, self.patience, self.on_wait = service, patience, on_wait
