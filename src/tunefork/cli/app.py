@@ -15,7 +15,7 @@ from rich.console import Console
 
 from tunefork import __version__
 from tunefork.cli.data import data_app
-from tunefork.cli.hosted import Yes, confirmer, hosted_app, show_hosted
+from tunefork.cli.hosted import Yes, confirmer, hosted_app, progress, show_hosted
 from tunefork.cli.migrate import migrate_app
 from tunefork.cli.options import Origin, parse_size, recipe_command
 from tunefork.cli.screen import Json, Overwrite, emit, empty_table, escape, screen
@@ -143,7 +143,7 @@ def evaluate(
     else:
         origin.only("model.", "task.", "data.", "hosted.", *measured)
     agree = confirmer(console, yes, recipe.hosted.limit)
-    found = workflows.evaluate(model, recipe=recipe, shots=shots, confirm=agree)
+    found = workflows.evaluate(model, recipe=recipe, shots=shots, confirm=agree, on_answer=progress(console))
     show_findings(console, [f for f in found.findings if f.level != "info"])
     show_metrics(console, {model: found.metrics})
     for note in found.notes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tunefork.workflows import HostedPlan
 
 hosted_app = typer.Typer(help="Jobs at a service.", no_args_is_help=True)
+PLAIN_EVERY_SECONDS = 5.0
 Yes = Annotated[bool, typer.Option("--yes", help="do not ask before something is paid for")]
 
 
@@ -38,6 +40,18 @@ def confirmer(console: Console, yes: bool, limit: float | None) -> Callable[[Est
         return typer.confirm("Go on?", err=console.stderr)
 
     return confirm
+
+
+def progress(console: Console) -> Callable[[int, int], None]:
+    """A line every few seconds, and the last one."""
+    told = [0.0]
+
+    def on_answer(done: int, total: int) -> None:
+        if time.monotonic() - told[0] > PLAIN_EVERY_SECONDS or done == total:
+            told[0] = time.monotonic()
+            console.print(f"{done:,} of {total:,} answers")
+
+    return on_answer
 
 
 def show_hosted(console: Console, plan: HostedPlan, as_json: bool) -> None:

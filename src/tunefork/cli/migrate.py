@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from tunefork.cli.hosted import Yes, confirmer
+from tunefork.cli.hosted import Yes, confirmer, progress
 from tunefork.cli.options import Origin
 from tunefork.cli.screen import Json, emit, empty_table, escape, screen
 from tunefork.files import write_atomic
@@ -24,20 +23,7 @@ Limit = Annotated[
 ]
 Prices = Annotated[Path | None, typer.Option("--prices", help="a price table of your own, YAML")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="any key of the recipe it reads")]
-PLAIN_EVERY_SECONDS = 5.0
 METHODS = ("backprop/lora", "backprop/none", "zo/lora")
-
-
-def progress(console: Console) -> Callable[[int, int], None]:
-    """A line every few seconds, and the last one."""
-    told = [0.0]
-
-    def on_answer(done: int, total: int) -> None:
-        if time.monotonic() - told[0] > PLAIN_EVERY_SECONDS or done == total:
-            told[0] = time.monotonic()
-            console.print(f"{done:,} of {total:,} answers")
-
-    return on_answer
 
 
 @migrate_app.command("record")
@@ -171,7 +157,8 @@ def compare(
     console = screen(as_json)
     flags = {"model.device": device, "hosted.limit": limit, "hosted.prices": prices and str(prices)}
     recipe = _recipe(sets, ("hosted.", "model."), flags)
-    found = beside(recording, model, recipe=recipe, confirm=confirmer(console, yes, recipe.hosted.limit))
+    agree = confirmer(console, yes, recipe.hosted.limit)
+    found = beside(recording, model, recipe=recipe, confirm=agree, on_answer=progress(console))
     console.print(migration_verdict(found), soft_wrap=True)
     _write_page([recording], recording / "migration.html", console)
     if as_json:

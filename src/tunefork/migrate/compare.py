@@ -29,6 +29,7 @@ from tunefork.workflows import tuned_model
 COMPARISON_SCHEMA = 1
 SURE = 0.9  # probability of a whole answer
 SHOWN = 12
+OnAnswer = Callable[[int, int], None]
 Measure = Callable[[str, Sequence[str]], float]
 _MEASURES: dict[str, Measure] = {
     "exact_match": exact_match,
@@ -42,6 +43,7 @@ def compare(
     *,
     recipe: Recipe | None = None,
     confirm: Confirm = lambda estimate: False,
+    on_answer: OnAnswer = lambda done, total: None,
 ) -> dict[str, Any]:
     """Asks `model` (a run or export of the task chat, a local chat model, or a hosted one) the recorded prompts.
 
@@ -56,7 +58,9 @@ def compare(
     if not rows:
         raise DataError(f"A comparison needs recorded answers in words, to prompts in words. {found.path} has none.")
     started = time.perf_counter()
-    said = _ask(tuned_model(model) or str(model), found, rows, recipe or make_recipe({"task": "chat"}), confirm)
+    said = _ask(
+        tuned_model(model) or str(model), found, rows, recipe or make_recipe({"task": "chat"}), confirm, on_answer
+    )
     answered = {p.source for p in said}
     rows = [row for row in rows if row.source in answered]
     if not rows:
@@ -94,7 +98,9 @@ def read_comparison(path: str | Path) -> dict[str, Any]:
     return json.loads(file.read_bytes())
 
 
-def _ask(model: str, found: Recording, rows: Sequence[Recorded], recipe: Recipe, confirm: Confirm) -> list[Prediction]:
+def _ask(
+    model: str, found: Recording, rows: Sequence[Recorded], recipe: Recipe, confirm: Confirm, on_answer: OnAnswer
+) -> list[Prediction]:
     """A prediction a row, in order, but for those that a service refuses."""
     examples = [_example(row) for row in rows]
     if is_hosted(model):
@@ -103,7 +109,8 @@ def _ask(model: str, found: Recording, rows: Sequence[Recorded], recipe: Recipe,
         task = make_task(TaskSection(name="chat", max_new_tokens=longest), DataSection(), "causal", ())
         with asking_hosted(find_model(model), task, recipe.hosted) as asking:
             require_confirmed(asking.estimate(examples), recipe.hosted.limit, confirm)
-            return [p for p in asking.predict(examples)[0] if p.source not in asking.unanswered]
+            said = asking.predict(examples, on_answer=on_answer)[0]
+            return [p for p in said if p.source not in asking.unanswered]
     chat = make_task(TaskSection(name="chat"), DataSection(), "causal", ())
     if not is_trained(model):
         trained = load_untrained(recipe.model.model_copy(update={"name": model}), chat, False)

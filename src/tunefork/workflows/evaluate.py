@@ -47,11 +47,12 @@ def evaluate(
     recipe: Recipe | Mapping[str, Any] | None = None,
     shots: int = 0,
     confirm: Callable[[Estimate], bool] = lambda estimate: False,
+    on_answer: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Metrics of `model` on the rows of `data` (default: the recipe's test file, or a run's own test rows).
 
     A service's model (`openai:gpt-4.1-mini`) is asked in its name; unless `hosted.limit` is set, `confirm` hears what
-    that may cost and says whether to go on.
+    that may cost and says whether to go on, and `on_answer` (answered, of how many).
 
     `model` is a run or exported folder, which knows its task; for any other model folder or hub name `recipe`
     says which task, and the model is asked without training, after up to `shots` answered rows of the recipe's train
@@ -104,7 +105,7 @@ def evaluate(
         examples, findings = _examples(task, splits.test, findings, wanted.data)
         refuse_errors(findings)
         with asking_hosted(hosted, task, wanted.hosted) as asking:
-            return _asked(asking, {"train": shown, "test": examples}, findings, wanted, confirm)
+            return _asked(asking, {"train": shown, "test": examples}, findings, wanted, confirm, on_answer)
     trained = load_untrained(name, task, wanted.task.chat_template)
     return _measured(trained, splits.test, findings, wanted.data, wanted.evaluate, wanted.seed, shown)
 
@@ -161,11 +162,12 @@ def _asked(
     findings: list[Finding],
     recipe: Recipe,
     confirm: Callable[[Estimate], bool],
+    on_answer: Callable[[int, int], None],
 ) -> Evaluation:
     started = time.perf_counter()
     asked, stops = questions_of(asking.task, recipe, examples, "in_context" if examples["train"] else "zero_shot")
     require_confirmed(asking.estimate(asked, stops), recipe.hosted.limit, confirm)
-    predictions, notes = asking.predict(asked, stops=stops)
+    predictions, notes = asking.predict(asked, stops=stops, on_answer=on_answer)
     metrics = measure(asking.task, predictions, recipe.evaluate, recipe.seed)
     return Evaluation(metrics, predictions, findings, time.perf_counter() - started, [*notes, asking.cost()])
 
