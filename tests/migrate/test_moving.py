@@ -121,7 +121,7 @@ def test_what_differs_is_found_and_shown(host: Host, tmp_path: Path, capsys: pyt
     assert KEY not in page + out + err
     assert "gives the same answer to 9" in err  # results alone on stdout
     both = render_migration([result, {**result, "scores": []}])
-    assert "2 models compared: 1 without a clear difference, 1 not measured" in both
+    assert "2 models compared: 1 without a clear difference in right answers, 1 not measured" in both
 
 
 def test_a_limit_on_the_new_model_and_prompts_that_are_left_out(host: Host, tmp_path: Path) -> None:

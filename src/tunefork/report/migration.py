@@ -12,7 +12,12 @@ from tunefork import words
 from tunefork.report import figures
 from tunefork.report.page import environment, page_style
 
-_OUTCOMES = {"better": "better", "worse": "worse", "unclear": "no clear difference", "unmeasured": "not measured"}
+_OUTCOMES = {
+    "better": "right more often",
+    "worse": "right less often",
+    "unclear": "no clear difference in right answers",
+    "unmeasured": "not measured",
+}
 
 
 def render_migration(comparisons: Sequence[Mapping[str, Any]]) -> str:
