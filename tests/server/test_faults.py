@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -207,8 +208,10 @@ def test_a_damaged_database_is_refused(tmp_path: Path, damage: str) -> None:
     else:
         data[0 if damage == "all of it" else 4096 :] = b"\xff" * (len(data) - (0 if damage == "all of it" else 4096))
     settings.database_path.write_bytes(data)
+    before = tempfile.gettempdir()
     with pytest.raises(RunError, match="must be whole"):
         serve(data=settings.data)
+    assert tempfile.gettempdir() == before  # the caller's process is as it was
 
 
 def test_one_server_a_folder(tmp_path: Path) -> None:

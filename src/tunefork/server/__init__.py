@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from tunefork.errors import MissingExtraError, RecipeError
@@ -68,14 +69,16 @@ def serve(
     catalogue = load_catalogue(models) if models is not None else Catalogue()
     for section in catalogue.models.values():
         inspect_model(section)  # one that is not there is refused here, not at its first request
-    os.umask(0o077)  # what clients send is nobody else's business on this machine
-    make_folder(data)
-    data = data.resolve()
-    settings = Settings(data=data, database=database, host=host, port=port, slots=slots, catalogue=catalogue)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    lock = FolderLock(data) if database is None else None
-    try:
+    with ExitStack() as undo:
+        undo.callback(os.umask, os.umask(0o077))  # what clients send is nobody else's business on this machine
+        make_folder(data)
+        data = data.resolve()
+        settings = Settings(data=data, database=database, host=host, port=port, slots=slots, catalogue=catalogue)
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+        if database is None:
+            undo.callback(FolderLock(data).release)
         make_folder(data / "tmp")
+        undo.callback(setattr, tempfile, "tempdir", tempfile.tempdir)
         tempfile.tempdir = str(data / "tmp")  # where bodies are spooled: the disk that has the room, not memory
         if recover:
             aside = set_aside(settings) if database is None else None
@@ -96,6 +99,3 @@ def serve(
         app = create_app(settings, store)  # its own log has no queries; uvicorn's would
         uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=10)
         store.close()
-    finally:
-        if lock:
-            lock.release()
