@@ -125,6 +125,13 @@ BODIES: dict[str, Any] = {
     "an array": b"[]",
     "nothing": b"",
     "half a surrogate": b'{"model": "\\ud800", "messages": [{"role": "user", "content": "\\ud800"}]}',
+    "half a surrogate in a message": b'{"model": "fork-tiny", "messages": [{"role": "user", "content": "\\ud800"}]}',
+    "half a surrogate in a tool": b'{"model": "fork-tiny", "messages": [{"role": "user", "content": "x"}], '
+    b'"tools": [{"type": "function", "function": {"name": "f", "description": "\\udc00"}}]}',
+    "a deep message": b'{"model": "fork-tiny", "messages": [{"role": "user", "content": '
+    + b"[" * 900
+    + b"]" * 900
+    + b"}]}",
     "NaN": b'{"model": "fork-tiny", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
     "infinity": b'{"model": "fork-tiny", "messages": [{"role": "user", "content": "x"}], "top_p": 1e999}',
     "a long number": b'{"model": "fork-tiny", "seed": ' + b"9" * 4000 + b"}",

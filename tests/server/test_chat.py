@@ -237,6 +237,8 @@ WRONG_SHAPES: dict[str, dict[str, Any]] = {
     "logit_bias.3": {"logit_bias": {"3": 0.5}},
     "stop": {"stop": []},
     "store": {"store": "yes"},
+    "stream": {"stream": "yes"},
+    "stream_options.include_usage": {"stream": True, "stream_options": {"include_usage": 1}},
     "metadata.k": {"metadata": {"k": 1}},
     "reasoning_effort": {"reasoning_effort": "much"},
     "safety_identifier": {"safety_identifier": "x" * 65},

@@ -112,6 +112,7 @@ def test_pause_resume_and_cancel(client: openai.OpenAI, file: str) -> None:
         ({"integrations": [{"type": "mlflow"}]}, "integrations[0].type", "invalid_value"),
         ({"method": {"type": "ppo"}}, "method.type", "invalid_value"),
         ({"method": {"type": "reinforcement", "reinforcement": {"grader": {}}}}, "method", "unsupported_method"),
+        ({"method": {"type": "reinforcement"}}, "method", "invalid_value"),
         ({"extra": 1}, "extra", "unknown_parameter"),
         ({"tunefork": {"adapter": "prefix"}}, "tunefork", "invalid_value"),
         ({"tunefork": {"adapter": "none"}, "method": {"type": "dpo"}}, "tunefork", "invalid_value"),

@@ -90,7 +90,7 @@ def from_validation(errors: list[dict[str, Any]]) -> ApiError:
     if kind in _BOUNDS and isinstance(received, int | float):
         number = "integer" if isinstance(received, int) else "decimal"
         code, words = _BOUNDS[kind]
-        message = f"Invalid '{param}': {number} {words.format(**context)}, but got {received} instead."
+        message = f"Invalid '{param}': {number} {words.format(**context)}, but got {shown(received)} instead."
         return ApiError(message, param=param, code=f"{number}_{code}")
     if kind in _LENGTHS and received is not None:
         code, words = _LENGTHS[kind]
@@ -103,7 +103,8 @@ def from_validation(errors: list[dict[str, Any]]) -> ApiError:
     if kind == "value_error":
         return ApiError(f"Invalid '{param}': {context.get('error', error['msg'])}", param=param, code="invalid_value")
     wanted = str(error["msg"]).removeprefix("Input should be ").rstrip(".")
-    message = f"Invalid type for '{param}': expected {wanted}, but got {_json_type(received)} instead."
+    place = f"'{param}'" if param else "the body"
+    message = f"Invalid type for {place}: expected {wanted}, but got {_json_type(received)} instead."
     return ApiError(message, param=param, code="invalid_type")
 
 
@@ -116,8 +117,8 @@ def _most_telling(errors: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _param(location: tuple[Any, ...]) -> str:
     """`("body", "method", "supervised", "hyperparameters", "n_epochs", "int")` without the names of union members."""
-    unions = ("constrained-", "literal[", "function-", "int", "float", "str", "dict[", "list[")
-    parts = [p for p in location[1:] if not (isinstance(p, str) and p.startswith(unions) and p != "integrations")]
+    kinds, members = ("int", "float", "str"), ("constrained-", "literal[", "function-", "dict[", "list[")
+    parts = [p for p in location[1:] if not (isinstance(p, str) and (p in kinds or p.startswith(members)))]
     return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts).lstrip(".")
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from tunefork.server.inference.rows import Sampling
 from tunefork.server.inference.shapes import (
@@ -25,6 +26,19 @@ from tunefork.server.problems import ApiError
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Tokens = Annotated[int, Field(ge=0)]
 Stop = Annotated[str, Field(min_length=1)]
+
+
+def _of_whole_characters(value: dict[str, Any]) -> dict[str, Any]:
+    """Raises ValueError for half of a surrogate pair, which JSON can write and no tokenizer can read."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("text must be of whole characters. Received half of a surrogate pair.") from None
+    return value
+
+
+Shown = Annotated[dict[str, Any], AfterValidator(_of_whole_characters)]
+"""What the model is shown, and `shapes` checks."""
 
 
 class StreamOptions(Body):
@@ -96,13 +110,13 @@ class ChatAsked(Asked):
         *("store", "verbosity", "web_search_options"),
     )
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Annotated[list[Shown], Field(min_length=1)]
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    tools: Annotated[list[Shown], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
-    functions: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=128)] | None = None  # as tools once were
+    functions: Annotated[list[Shown], Field(min_length=1, max_length=128)] | None = None  # as tools once were
     function_call: Literal["none", "auto"] | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Auto = Literal["auto"]
 Text = Annotated[str, Field(max_length=512)]
@@ -54,6 +54,12 @@ class Method(Body):
     supervised: Supervised | None = None
     dpo: Dpo | None = None
     reinforcement: Reinforcement | None = None
+
+    @model_validator(mode="after")
+    def _graded(self) -> Method:
+        if self.type == "reinforcement" and self.reinforcement is None:
+            raise ValueError("'reinforcement' needs a section of that name, with a grader.")
+        return self
 
     def chosen(self) -> dict[str, Any]:
         """{"type", "hyperparameters", "given": the rest of the method's own section}."""
