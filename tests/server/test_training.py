@@ -16,6 +16,8 @@ import openai
 import pytest
 
 from tests.server.scenes import client_of, rows, server_process, serving, settings_in, wait_for
+from tunefork.errors import MissingFileError
+from tunefork.export.exporting import export
 from tunefork.server import Settings, Store, create_key
 from tunefork.server.models import resolve_model
 
@@ -194,6 +196,25 @@ def test_a_cancelled_job_stops(client: openai.OpenAI) -> None:
     wait_for(lambda: not Path(f"/proc/{pid}").exists(), 60)
     assert client.fine_tuning.jobs.retrieve(id).status == "cancelled"
     assert client.fine_tuning.jobs.retrieve(id).result_files == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("validated", [False, True])
+def test_a_model_can_be_taken_out_merged(tmp_path: Path, validated: bool) -> None:
+    """As docs/server.md says it: the server is stopped, and the rows are put back."""
+    mine = settings_in(tmp_path / "data", slots=1)
+    with serving(mine) as url:
+        client = client_of(url)
+        files = {"validation_file": client.files.create(file=("v.jsonl", rows(3)), purpose="fine-tune").id}
+        job = ended(client, create(client, QUICK, **(files if validated else {})))
+    folder = mine.jobs_path / job.id
+    for file in folder.glob("*.jsonl"):
+        file.unlink()  # as the server does in a while
+    with pytest.raises(MissingFileError):
+        export(folder / "run", out=tmp_path / "out", device="cpu")
+    (folder / ("valid.jsonl" if validated else "train.jsonl")).write_bytes(rows(3 if validated else 10))
+    assert export(folder / "run", out=tmp_path / "out", device="cpu").proof is not None
+    assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_a_model_can_be_deleted(client: openai.OpenAI, done: Any, settings: Settings) -> None:
