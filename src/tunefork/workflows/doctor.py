@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.resources import files
@@ -39,7 +40,7 @@ def doctor() -> list[Check]:
     checks = [Check("python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.platform()}")]
     checks.append(Check("tunefork", True, __version__))
     checks += [Check(name, True, str(installed(name))) for name in PACKAGES]
-    for extra, packages in extras().items():
+    for extra, packages in extras(metadata.requires("tunefork") or ()).items():
         missing = [package for package in packages if installed(package) is None]
         says = ", ".join(f"{package} {installed(package)}" for package in packages)
         if missing:
@@ -54,11 +55,11 @@ def doctor() -> list[Check]:
     return checks
 
 
-def extras() -> dict[str, list[str]]:
-    """Extra -> the packages it adds, as the installed distribution says; those for developers left out."""
+def extras(requirements: Iterable[str]) -> dict[str, list[str]]:
+    """Extra -> the packages it adds, from a distribution's requirements; those for developers left out."""
     found: dict[str, list[str]] = {}
-    for requirement in metadata.requires("tunefork") or ():
-        match = re.match(r"([\w.-]+).*;.*extra == ['\"](\w+)['\"]", requirement)
+    for requirement in requirements:
+        match = re.match(r"([\w.-]+).*;.*extra == ['\"]([\w-]+)['\"]", requirement)
         if match and match[2] not in FOR_DEVELOPERS:
             found.setdefault(match[2], []).append(match[1])
     return found
