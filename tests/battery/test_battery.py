@@ -48,7 +48,7 @@ class Cell(NamedTuple):
 
 
 def cells() -> list[Cell]:
-    methods = [info.name for info in list_methods()]
+    methods = [info.name for info in list_methods() if info.adapters]
     return [Cell(*values) for values in itertools.product(methods, ADAPTERS, TASKS, KINDS)]
 
 

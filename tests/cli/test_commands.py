@@ -195,14 +195,16 @@ def test_dry_run_of_data_with_errors_is_refused_and_still_says_all(place: Place,
 
 
 def test_seeds(place: Place, tunefork: Command) -> None:
-    found = document(tunefork(*place.train("--seeds", 2, "--seed", 5)))
+    arguments = place.train("--seeds", 2, "--seed", 5, "--set", "evaluate.baselines=[majority]")
+    found = document(tunefork(*arguments))
     assert found["spread"]["accuracy"].keys() == {"mean", "sd", "min", "max", "n"}
     assert [Path(run["recipe"]["out"]).name for run in found["runs"]] == ["seed-5", "seed-6"]
     written = json.loads((place.folder / "out" / "seeds.json").read_text())
     assert written["seeds"] == [5, 6]
     assert written["spread"] == found["spread"]
-    again = document(tunefork(*place.train("--seeds", 2, "--seed", 5, "--resume")))
-    assert again["spread"] == found["spread"]
+    assert written["baselines"] == found["baselines"] == found["runs"][0]["baselines"] != {}
+    again = document(tunefork(*arguments, "--resume"))
+    assert (again["spread"], again["baselines"]) == (found["spread"], found["baselines"])
 
 
 def test_seeds_are_resumed_where_they_lie(place: Place, tunefork: Command) -> None:
@@ -590,7 +592,7 @@ def test_report(place: Place, tunefork: Command) -> None:
 
 
 def test_methods_and_tasks(tunefork: Command) -> None:
-    assert [m["name"] for m in document(tunefork("methods", "--json"))] == ["backprop", "zo"]
+    assert [m["name"] for m in document(tunefork("methods", "--json"))] == ["backprop", "hosted", "zo"]
     names = [t["name"] for t in document(tunefork("tasks", "--json"))]
     assert {"classification", "choice", "generation", "chat", "scoring", "sst2", "copa", "squad"} <= set(names)
     for command, shown in (("methods", "AdamW"), ("tasks", "sst2")):

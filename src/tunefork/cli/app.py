@@ -8,10 +8,9 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from tunefork import __version__
 from tunefork.cli.data import data_app
@@ -24,9 +23,6 @@ from tunefork.data.values import visible
 from tunefork.errors import DataError
 from tunefork.hosted import is_hosted
 from tunefork.recipe import Recipe
-
-if TYPE_CHECKING:
-    from tunefork.workflows import SeedsResult
 
 app = typer.Typer(
     help="Fine-tune language models on the machine you have, and believe the numbers.",
@@ -72,7 +68,7 @@ def train(
     """Fine-tune a model on rows, measure it against baselines, keep and report it."""
     from tunefork import workflows
     from tunefork.cli.progress import Watcher
-    from tunefork.cli.show import show_plan, show_result
+    from tunefork.cli.show import show_plan, show_result, show_spread
     from tunefork.train.prepare import refuse_errors
 
     console = screen(as_json)
@@ -100,22 +96,14 @@ def train(
     if seeds > 1:
         found = workflows.finetune_seeds(recipe, seeds, resume=resume, listener=watcher)
         if as_json:
-            emit({"path": str(found.path), "spread": found.spread, "runs": [dict(r.result) for r in found.runs]})
-        _show_spread(console, found)
+            runs = [dict(run.result) for run in found.runs]
+            emit({"path": str(found.path), "spread": found.spread, "baselines": found.baselines, "runs": runs})
+        show_spread(console, found)
         return
     done = workflows.finetune(recipe, resume=resume, listener=watcher)
     show_result(console, done.result, str(done.path))
     if as_json:
         emit({"path": str(done.path), **done.result})
-
-
-def _show_spread(console: Console, found: SeedsResult) -> None:
-    table = empty_table("metric", right=("mean", "sd", "min", "max"), title=f"{len(found.runs)} seeds")
-    for metric, s in found.spread.items():
-        sd = "–" if s["sd"] is None else f"{s['sd']:.3f}"
-        table.add_row(metric, f"{s['mean']:.3f}", sd, f"{s['min']:.3f}", f"{s['max']:.3f}")
-    console.print(table if found.spread else "There were no test rows to measure on.")
-    console.print(f"[bold]{escape(str(found.path))}[/]  seeds.json", soft_wrap=True)
 
 
 @app.command()

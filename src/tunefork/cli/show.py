@@ -23,6 +23,7 @@ from tunefork.workflows.advice import Cell
 from tunefork.workflows.compare import Comparison
 from tunefork.workflows.finetune import Plan
 from tunefork.workflows.inspect import ShownRow
+from tunefork.workflows.seeds import SeedsResult
 
 _MARKS = {"error": "[bold red]error[/]", "warning": "[yellow]warning[/]", "info": "[dim]note[/]"}
 
@@ -102,6 +103,19 @@ def show_metrics(
     console.print(table)
     if said := caution([*columns.values()][-1]):
         console.print(said, soft_wrap=True)
+
+
+def show_spread(console: Console, found: SeedsResult) -> None:
+    """Each metric over the seeds, beside the baseline that is best in it."""
+    baselines = ("best baseline",) if found.baselines else ()
+    table = empty_table("metric", right=("mean", "sd", "min", "max", *baselines), title=f"{len(found.runs)} seeds")
+    for metric, s in found.spread.items():
+        measured = {name: m[metric]["value"] for name, m in found.baselines.items() if metric in m}
+        best = (max if words.higher_is_better(metric) else min)(measured, key=measured.__getitem__, default=None)
+        beside = [] if best is None else [f"{escape(best)} {words.decimal(measured[best])}"]
+        table.add_row(metric, *(words.decimal(s[key]) for key in ("mean", "sd", "min", "max")), *beside)
+    console.print(table if found.spread else "There were no test rows to measure on.")
+    console.print(f"[bold]{escape(str(found.path))}[/]  seeds.json", soft_wrap=True)
 
 
 def cell_line(name: str, cell: Cell | None) -> str:

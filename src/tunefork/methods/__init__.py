@@ -26,9 +26,19 @@ class _Entry:
 _REGISTRY = {m.INFO.name: _Entry(m.INFO, m.make, m.check_settings, m.usual_batch) for m in (backprop, zo)}
 
 
+_HOSTED = MethodInfo(
+    name="hosted",
+    summary="A service fine-tunes a model that it keeps; its answers are measured here.",
+    paper="the service's own way",
+    adapters=(),
+    memory="none here",
+    needs_backward=False,
+)
+
+
 def list_methods() -> list[MethodInfo]:
-    """Every method, by name."""
-    return [entry.info for _, entry in sorted(_REGISTRY.items())]
+    """Every method, by name. `hosted` trains no adapter here: a room above hands the whole run to a service."""
+    return sorted([*(entry.info for entry in _REGISTRY.values()), _HOSTED], key=lambda info: info.name)
 
 
 def method_info(name: str) -> MethodInfo:

@@ -17,11 +17,12 @@ from tunefork.workflows.finetune import Listener, RunResult, as_recipe, finetune
 
 @dataclass(frozen=True, slots=True)
 class SeedsResult:
-    """One run a seed in `path`/seed-N, and the spread of each metric over them."""
+    """One run a seed in `path`/seed-N, the spread of each metric over them, and the baselines on the same rows."""
 
     path: Path
     runs: Sequence[RunResult]
     spread: Mapping[str, Mapping[str, Any]]  # metric -> mean, sd, min, max, n
+    baselines: Mapping[str, Mapping[str, Any]]  # name -> metric -> value, low, high, n: as the first seed measured them
 
 
 def seed_recipes(recipe: Recipe, seeds: int) -> list[Recipe]:
@@ -61,11 +62,12 @@ def finetune_seeds(
     spread = {
         metric: _spread([run.result["test"][metric]["value"] for run in runs]) for metric in runs[0].result["test"]
     }
+    baselines, numbers = runs[0].result["baselines"], [recipe.seed + k for k in range(seeds)]
     write_json(
         folder / "seeds.json",
-        {"schema": RESULT_SCHEMA, "seeds": [recipe.seed + k for k in range(seeds)], "spread": spread},
+        {"schema": RESULT_SCHEMA, "seeds": numbers, "spread": spread, "baselines": baselines},
     )
-    return SeedsResult(folder, runs, spread)
+    return SeedsResult(folder, runs, spread, baselines)
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
