@@ -54,6 +54,7 @@ def test_a_merge_in_the_format_of_training_is_what_was_trained(
     assert found.proof is not None
     assert found.proof["dtype"] == computed
     assert found.proof["split"] == "dev"
+    assert ("as transformers loads it" in found.says) == (computed == "bf16")
     assert found.proof["ratio"] <= (1e-3 if computed == "fp32" else LIMIT)
     plain = AutoModelForCausalLM.from_pretrained(found.path)
     assert plain.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[computed]

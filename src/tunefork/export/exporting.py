@@ -241,9 +241,11 @@ def _failure(proof: Proof, adapter: str) -> str:
 
 def _says(proof: Proof) -> str:
     metrics = ", ".join(f"{name} {pair['merged']:.4f}" for name, pair in proof.metrics.items())
+    own = proof.ratio_in_own_arithmetic
+    computing = "" if own is None else f"; {own:.2g} where it also computes in {proof.dtype}, as transformers loads it"
     return (
         f"Merged in {proof.dtype} and proven on {proof.rows} {proof.split} rows: off by {proof.ratio:.2g} of what was "
-        f"learned (at most {proof.limit:g}), metrics equal to the trained model's ({metrics})."
+        f"learned (at most {proof.limit:g}{computing}), metrics equal to the trained model's ({metrics})."
     )
 
 
