@@ -106,8 +106,8 @@ def show_metrics(
 
 
 def show_spread(console: Console, found: SeedsResult) -> None:
-    """Each metric over the seeds, beside the baseline that is best in it."""
-    baselines = ("best baseline",) if found.baselines else ()
+    """Each metric over the seeds, beside the baseline that is best in it on the first seed's test rows."""
+    baselines = ("baseline, first seed",) if found.baselines else ()
     table = empty_table("metric", right=("mean", "sd", "min", "max", *baselines), title=f"{len(found.runs)} seeds")
     for metric, s in found.spread.items():
         measured = {name: m[metric]["value"] for name, m in found.baselines.items() if metric in m}

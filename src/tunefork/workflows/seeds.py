@@ -17,12 +17,12 @@ from tunefork.workflows.finetune import Listener, RunResult, as_recipe, finetune
 
 @dataclass(frozen=True, slots=True)
 class SeedsResult:
-    """One run a seed in `path`/seed-N, the spread of each metric over them, and the baselines on the same rows."""
+    """One run a seed in `path`/seed-N, the spread of each metric over them, and the first one's baselines."""
 
     path: Path
     runs: Sequence[RunResult]
     spread: Mapping[str, Mapping[str, Any]]  # metric -> mean, sd, min, max, n
-    baselines: Mapping[str, Mapping[str, Any]]  # name -> metric -> value, low, high, n: as the first seed measured them
+    baselines: Mapping[str, Mapping[str, Any]]  # name -> metric -> value, low, high, n: on the first seed's test rows
 
 
 def seed_recipes(recipe: Recipe, seeds: int) -> list[Recipe]:
