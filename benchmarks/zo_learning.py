@@ -43,7 +43,7 @@ from mezo import MeZO
 from real_data import minilm
 from tunefork.batch import Batch
 from tunefork.evaluate.start import start_head_from_probe
-from tunefork.methods.zo import BatchRows
+from tunefork.methods.zo import CALIBRATION_BATCHES, BatchRows
 from tunefork.models import load_model, torch_dtype
 from tunefork.recipe import make_recipe
 from tunefork.recipe.schema import TrainSection
@@ -226,7 +226,7 @@ def mezo(bed: Bed, model: torch.nn.Module, lr: float, seed: int) -> tuple[Step, 
 def default(bed: Bed, model: torch.nn.Module, lr: float, seed: int) -> tuple[Step, dict[str, Any]]:
     optimizer = ZO(model, seed=seed)
     found, spent = None, [0]
-    for batch in itertools.islice(bed.batches(seed, SIZES["default"]), 8):
+    for batch in itertools.islice(bed.batches(seed, SIZES["default"]), CALIBRATION_BATCHES):
         found = optimizer.calibrate(row_losses, batch, rows=BatchRows(), before=found)
         spent[0] += found.forwards
     assert found is not None

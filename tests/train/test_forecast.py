@@ -23,7 +23,7 @@ from tunefork.recipe import make_recipe
 from tunefork.train import speed
 from tunefork.train.forecast import Forecast, forecast
 from tunefork.train.heap import Heap
-from tunefork.train.memory import anonymous_bytes
+from tunefork.train.memory import PeakMeter, anonymous_bytes
 from tunefork.train.prepare import prepare
 from tunefork.train.simulation import Simulation
 
@@ -213,6 +213,22 @@ def test_the_forecast_comes_true(adapter: str, words: int, rows: Callable[[int],
     }  # fmt: skip
     expected, measured = run_and_compare(recipe, tmp_path)
     assert expected == pytest.approx(measured, rel=0.25)
+
+
+@pytest.mark.skipif(anonymous_bytes() is None, reason="this system does not tell a process's anonymous memory")
+def test_a_later_run_of_a_process_is_charged_for_memory_that_an_earlier_one_freed() -> None:
+    def used() -> int | None:
+        with PeakMeter(torch.device("cpu")) as memory:
+            blocks = [torch.ones(16 * 1024) for _ in range(1500)]  # 64 KiB each: the C library's heap keeps them
+            pins.append(blocks[-1])  # above what is freed
+            del blocks
+        return memory.value
+
+    pins: list[torch.Tensor] = []
+    first, second = used(), used()
+    assert first is not None
+    assert second is not None
+    assert second > 80 * 2**20
 
 
 @given(st.lists(st.integers(1, 2**24), min_size=1, max_size=60), st.randoms(use_true_random=False))

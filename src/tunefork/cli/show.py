@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -94,10 +93,7 @@ def show_metrics(
     """{name: {metric: {value, low, high, n}}} with a row a name and a column a metric; what is measured comes last."""
     metrics = list(dict.fromkeys(metric for column in columns.values() for metric in column))
     metrics.sort(key=lambda m: m != first)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for metric in metrics:
-        table.add_column(metric, justify="right")
+    table = empty_table("", right=[metric.replace("_", " ") for metric in metrics])
     for name, column in columns.items():
         table.add_row(escape(name), *(interval(column.get(m), "\n" if len(metrics) > 2 else " ") for m in metrics))
     console.print(table)

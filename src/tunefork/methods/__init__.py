@@ -24,8 +24,6 @@ class _Entry:
 
 
 _REGISTRY = {m.INFO.name: _Entry(m.INFO, m.make, m.check_settings, m.usual_batch) for m in (backprop, zo)}
-
-
 _HOSTED = MethodInfo(
     name="hosted",
     summary="A service fine-tunes a model that it keeps; its answers are measured here.",
@@ -34,32 +32,43 @@ _HOSTED = MethodInfo(
     memory="none here",
     needs_backward=False,
 )
+_INFOS = {info.name: info for info in (*(entry.info for entry in _REGISTRY.values()), _HOSTED)}
 
 
 def list_methods() -> list[MethodInfo]:
     """Every method, by name. `hosted` trains no adapter here: a room above hands the whole run to a service."""
-    return sorted([*(entry.info for entry in _REGISTRY.values()), _HOSTED], key=lambda info: info.name)
+    return [_INFOS[name] for name in sorted(_INFOS)]
 
 
 def method_info(name: str) -> MethodInfo:
     """Raises RecipeError with a did-you-mean for an unknown name."""
+    if name not in _INFOS:
+        raise RecipeError(
+            f"`train.method` must be one of {', '.join(sorted(_INFOS))}. Received {name!r}."
+            + did_you_mean(name, _INFOS)
+        )
+    return _INFOS[name]
+
+
+def _local(recipe: Recipe) -> _Entry:
+    """Raises RecipeError for a method that does not train here."""
+    name = method_info(recipe.train.method).name
     if name not in _REGISTRY:
         raise RecipeError(
-            f"`train.method` must be one of {', '.join(sorted(_REGISTRY))}. Received {name!r}."
-            + did_you_mean(name, _REGISTRY)
+            f"`train.method` must be one that trains here for this. Received {name!r}. Try one of "
+            f"{', '.join(sorted(_REGISTRY))}."
         )
-    return _REGISTRY[name].info
+    return _REGISTRY[name]
 
 
 def check_settings(recipe: Recipe) -> None:
     """Raises RecipeError for a setting that the recipe's method does not read, or cannot."""
-    method_info(recipe.train.method)
-    _REGISTRY[recipe.train.method].check(recipe)
+    _local(recipe).check(recipe)
 
 
 def usual_batch(recipe: Recipe, mean: bool) -> tuple[int, str]:
     """Rows a step where the recipe says none, and why. `mean`: what is trained for is a mean over rows."""
-    return _REGISTRY[recipe.train.method].batch(recipe, mean)
+    return _local(recipe).batch(recipe, mean)
 
 
 def steps_only(recipe: Recipe) -> Recipe:
@@ -79,8 +88,7 @@ def make_method(
     `trajectory` is where it may log its steps, with what `about` tells whoever rebuilds the model from them.
     `objective` is what it raises, in place of lowering the loss.
     """
-    method_info(recipe.train.method)
-    return _REGISTRY[recipe.train.method].make(model, recipe, trajectory, about, objective)
+    return _local(recipe).make(model, recipe, trajectory, about, objective)
 
 
 __all__ = [

@@ -34,7 +34,7 @@ _LOSS = ZoSection().objective  # no metric
 _AXES = ("direction", "rank", "max_rank", "estimator", "queries", "rows", "normaliser", "momentum", "clip_rms")
 _UNREAD = ("betas", "adam_epsilon", "max_grad_norm")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_BATCHES = 8  # that a calibration of few rows each goes on for
+CALIBRATION_BATCHES = 8  # that a calibration of few rows each goes on for
 _MEASURED = tuple(field.name for field in fields(Calibration) if field.name != "reason")
 _BESIDE = ("none", "qlora")  # adapters that leave the model as it is: what is learned lies beside its matrices
 
@@ -267,7 +267,7 @@ class ZerothOrder:
     def _calibrating(self) -> bool:
         if self.found is None or not self.calibrates:
             return self.calibrates
-        return self.objective is None and self.found.batches < _BATCHES
+        return self.objective is None and self.found.batches < CALIBRATION_BATCHES
 
     def state(self) -> dict[str, torch.Tensor]:
         found = [] if self.found is None else [getattr(self.found, name) for name in _MEASURED]

@@ -67,7 +67,7 @@ def _untrained(split: str, rows: Sequence[Rendered]) -> list[Finding]:
     why = _places(
         empty, lambda r: f"the answer does not fit {len(r.ids)} tokens" if r.answer_cut else "no trained token"
     )
-    what = "without a trained token: nothing is learned from them."
+    what = "without a trained token: nothing is learned there."
     advice = "Raise model.max_length, or shorten or remove these rows."
     return about_rows("warning", "nothing-trained", why, what, advice, split)
 
