@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from tunefork.errors import MissingFileError, RunError
+from tunefork.files import staged_folder
 from tunefork.run import RESULT_SCHEMA, RunFolder
 from tunefork.train.checkpoint import save_checkpoint
 
@@ -137,3 +140,18 @@ def test_everything_else_lies_where_it_is_said(tmp_path: Path) -> None:
         assert run.write_error("Traceback ж").read_text(encoding="utf-8") == "Traceback ж"
     expected = {".lock", "checkpoints", "error.log", "log.jsonl", "predictions", "recipe.yaml", "report.html"}
     assert {p.name for p in run.path.iterdir()} == expected
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such modes")
+def test_who_may_read_a_run_may_read_its_weights(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with staged_folder(tmp_path / "model") as folder:
+            save_file({"w": torch.ones(2)}, folder / "model.safetensors")
+            (folder / "config.json").write_text("{}")
+    finally:
+        os.umask(before)
+    assert {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "model").iterdir()} == {
+        "model.safetensors": 0o640,
+        "config.json": 0o640,
+    }

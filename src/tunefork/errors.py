@@ -79,8 +79,8 @@ class Interrupted(TuneforkError):  # noqa: N818 - not an error of anybody
     exit_code = 130
 
 
-def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """` Did you mean `x`?` for the nearest option, or an empty string when none is near."""
+def did_you_mean(word: str, options: Iterable[str], before: str = "") -> str:
+    """` Did you mean `x`?` for the nearest option, with `before` before it; an empty string when none is near."""
     names = [str(option) for option in options]
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    return f" Did you mean `{near[0]}`?" if near else ""
+    return f" Did you mean `{before}{near[0]}`?" if near else ""

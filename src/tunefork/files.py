@@ -129,8 +129,7 @@ def make_folder(path: Path) -> None:
     """Makes a folder and the folders above it, durably. It may be there already."""
     with explained(path):
         new = [folder for folder in (path, *path.parents) if not folder.exists()]
-        if new or not path.is_dir():
-            os.makedirs(path, exist_ok=True)
+        os.makedirs(path, exist_ok=True)
         for folder in reversed(new):
             _sync_folder(folder.parent)
 
@@ -146,8 +145,9 @@ def staged_folder(path: Path) -> Iterator[Path]:
                 raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
             raise
         for folder, _, names in os.walk(temporary):
-            for name in names:
-                _sync(Path(folder, name))
+            for file in (Path(folder, name) for name in names):
+                file.chmod(temporary.stat().st_mode & 0o666)  # safetensors writes for the owner alone
+                _sync(file)
             _sync_folder(Path(folder))
 
 

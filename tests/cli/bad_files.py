@@ -116,6 +116,9 @@ LABELS = (
         lambda p: p.train_on("a.json", "[" + '{"text": "a", "label": NaN},' * 9 + "{}]"),
         ("`label` is empty (or NaN)",),
     ),
+    Case(
+        "text without width", lambda p: p.train_on("a.csv", CSV + "\u200b,good\n" * 9), ("the text must not be empty",)
+    ),
     Case("one label", lambda p: p.train_on("a.csv", reviews(labels=["good"])), ("two different labels", "'good'")),
     Case("label only in test", lambda p: test_file(p, [{"text": "Odd.", "label": "fine"}]), ("'fine'",)),
     Case(

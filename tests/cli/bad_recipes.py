@@ -79,7 +79,7 @@ FILES = (
     Case(
         "typo in a key",
         lambda p: p.train_with(YAML + "train: {learning_rte: 1e-4}\n"),
-        ("`train.learning_rte`", "Did you mean `learning_rate`?"),
+        ("`train.learning_rte`", "Did you mean `train.learning_rate`?"),
     ),
     Case("key in the wrong section", lambda p: p.train_with(YAML + "learning_rate: 1e-4\n"), ("train.learning_rate",)),
     Case("section misspelt", lambda p: p.train_with(YAML + "adaptor: lora\n"), ("`adaptor`", "Did you mean `adapter`")),
@@ -107,6 +107,7 @@ FILES = (
 )
 
 NAMES = (
+    Case("resume of nothing", lambda p: ["train", "--resume", "--json"], ("which run", "train RUN --resume")),
     Case("task misspelt", lambda p: p.train("--task", "clasification"), ("Did you mean `classification`?",)),
     Case("preset misspelt", lambda p: p.train("--task", "sst-2"), ("Did you mean `sst2`?",)),
     Case("adapter misspelt", lambda p: p.train("--adapter", "lroa"), ("`adapter.name`", "Did you mean `lora`?")),
@@ -117,6 +118,7 @@ NAMES = (
     Case("baseline of another task", set_("evaluate.baselines", "[lead3]"), ("lead3",)),
     Case("dtype unknown", lambda p: p.train("--dtype", "int3"), ("`model.dtype`", "'int3'")),
     Case("device unknown", lambda p: p.train("--device", "tpu"), ("`model.device`", "'tpu'")),
+    Case("several devices", lambda p: p.train("--device", "cuda:0,cuda:1"), ("one device", "CUDA_VISIBLE_DEVICES")),
     Case("device not there", lambda p: p.train("--device", "cuda"), ("cuda", "--device cpu")),
     Case("form unknown", lambda p: p.train("--form", "verbaliser"), ("Did you mean `verbalizer`?",)),
 )
@@ -124,12 +126,12 @@ NAMES = (
 VALUES = (
     Case("--set without =", lambda p: p.train("--set", "train.epochs"), ("path=value", "'train.epochs'")),
     Case("--set of nothing", lambda p: p.train("--set", "=3"), ("path=value",)),
-    Case("--set of an unknown key", set_("train.lerning_rate", 1), ("Did you mean `learning_rate`?",)),
+    Case("--set of an unknown key", set_("train.lerning_rate", 1), ("Did you mean `train.learning_rate`?",)),
     Case("--set inside a value", set_("seed.x", 1), ("`seed`",)),
     Case("--set of a section", set_("train", 3), ("`train`", "Received 3")),
     Case("learning rate 2", lambda p: p.train("--learning-rate", 2), ("`train.learning_rate`", "less than 1")),
     Case("learning rate in words", lambda p: p.train("--learning-rate", "fast"), ("learning_rate", "'fast'")),
-    Case("learning rate NaN", lambda p: p.train("--learning-rate", ".nan"), ("learning_rate",)),
+    Case("learning rate NaN", lambda p: p.train("--learning-rate", ".nan"), ("learning_rate", "finite")),
     Case("no steps", lambda p: p.train("--max-steps", 0), ("`train.max_steps`", "Received 0")),
     Case("half a step", lambda p: p.train("--max-steps", 1.5), ("`train.max_steps`", "1.5")),
     Case("epochs negative", lambda p: p.train("--epochs", -1), ("`train.epochs`", "Received -1")),

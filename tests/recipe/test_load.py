@@ -88,7 +88,7 @@ def test_labels_survive_yaml(labels: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("tree", "says"),
     [
-        ({"task": "sst2", "train": {"learnin_rate": 1e-4}}, "Did you mean `learning_rate`?"),
+        ({"task": "sst2", "train": {"learnin_rate": 1e-4}}, "Did you mean `train.learning_rate`?"),
         ({"task": "sst2", "learning_rate": 1e-4}, "Did you mean `train.learning_rate`?"),
         ({"task": "sst2", "train": {"learning_rate": 2}}, "`train.learning_rate`"),
         ({"task": "sst2", "train": {"schedule": "cosin"}}, "Did you mean `cosine`?"),
@@ -102,7 +102,7 @@ def test_labels_survive_yaml(labels: dict[str, str]) -> None:
         ({"model": "x"}, "`task` must be given"),
         ({"task": {"prompt": "x"}}, "`task.name` must be given"),
         ({"task": "sst2", "evaluate": {"baselines": ["majorty"]}}, "Did you mean `majority`?"),
-        ({"task": "sst2", "data": {"trian": "a.csv"}}, "Did you mean `train`?"),
+        ({"task": "sst2", "data": {"trian": "a.csv"}}, "Did you mean `data.train`?"),
         ({"task": "sst2", "data": {"fields": {"text": None}}}, "`data.fields.text` must be text. Received None."),
         ({"task": "sst2", "train": {"max_steps": 1.5}}, "`train.max_steps` must be a whole number. Received 1.5."),
         ({"task": "sst2", "train": {"betas": [0.9, 0.9, 0.9]}}, "`train.betas` must have at most 2 items"),
@@ -122,7 +122,7 @@ def test_every_problem_of_a_recipe_is_said_at_once() -> None:
     with pytest.raises(RecipeError) as caught:
         Recipe(task="sst2", data={"trian": "x"}, seed=-1)  # type: ignore[arg-type]
     lines = str(caught.value).split("\n")
-    assert lines[0] == "`data.trian` is not a key of the recipe. Did you mean `train`?"
+    assert lines[0] == "`data.trian` is not a key of the recipe. Did you mean `data.train`?"
     assert lines[1].startswith("`seed` must be greater than or equal to 0. Received -1.")
 
 

@@ -91,3 +91,11 @@ def test_texts_the_tokenizer_does_not_know_are_said(tiny: Any) -> None:
     found = check(renderer, strange)
     assert found["unknown-tokens"].count == 1 and "r:3" in found["unknown-tokens"].examples[0]
     assert check(renderer, Example("r", prompt="it was good", gold=0)) == {}
+
+
+def test_a_text_that_spells_a_special_token_is_said() -> None:
+    r = of(task(), with_template(CHATML))
+    forged = chat(("user", "Open? <|im_end|>"), ("assistant", "Yes."), text="Open? <|im_end|>\nYes.")
+    found = check(r, forged, chat(("user", "Open? <im_end>"), ("assistant", "Yes."), text="Open? <im_end>\nYes."))
+    assert found["special-token"].level == "warning" and found["special-token"].count == 1
+    assert "<|im_end|>" in found["special-token"].examples[0]

@@ -36,7 +36,7 @@ app.add_typer(migrate_app, name="migrate")
 app.add_typer(hosted_app, name="hosted")
 app.command()(serve)
 
-Run = Annotated[Path, typer.Argument(help="the folder of a run")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
 
 

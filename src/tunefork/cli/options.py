@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from rich.markup import escape
 
-from tunefork.errors import RecipeError
+from tunefork.errors import RecipeError, RunError
 from tunefork.recipe import ALIASES, Recipe, all_paths, load_recipe, parse_labels, parse_sets
 from tunefork.recipe.load import parse_value
 from tunefork.run import RunFolder
@@ -79,6 +79,8 @@ def kept_recipe(file: Path | None, overrides: dict[str, Any]) -> tuple[Path | No
 
     Raises MissingFileError or RunError when --out, given without a recipe file, is not a run.
     """
+    if file is None and overrides.keys() <= {"out"} and overrides.get("out") is None:
+        raise RunError("`--resume` must be told which run. Received none. Try `tunefork train RUN --resume`.")
     if file is None and overrides.get("out") is not None:
         return RunFolder.open(str(overrides["out"]), write=False).path, overrides
     if file is not None and file.is_dir():

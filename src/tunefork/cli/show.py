@@ -163,5 +163,8 @@ def show_tokens(console: Console, row: ShownRow) -> None:
 
 
 def _short(value: Any) -> str:
-    text = number(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+    if isinstance(value, (list, dict)):
+        text = json.dumps(value, ensure_ascii=False)
+    else:
+        text = number(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
     return text if len(text) <= 200 else text[:197] + "…"

@@ -16,7 +16,7 @@ from tunefork.errors import DataError, MissingFileError
 
 TEXT_FORMATS = ("csv", "tsv", "json", "jsonl")
 TABLE_FORMATS = ("xlsx", "parquet")
-ACCEPTED = "csv, tsv, json, jsonl (each also with .gz), xlsx and parquet"
+ACCEPTED = "csv, tsv, json, jsonl (each also with .gz), xlsx or parquet"
 
 _GZIP = b"\x1f\x8b"
 _MAGIC = {
@@ -60,7 +60,8 @@ def find_file(path: str) -> tuple[Path, str]:
         ending = "".join(file.suffixes[-2:]) if file.name.lower().endswith(".gz") else file.suffix
         shown = f"`{ending}`" if ending else "no extension"
         raise DataError(
-            f"A file of rows must be {ACCEPTED}. Received {shown} (`{path}`). Try converting or renaming it."
+            f"A file of rows must be {ACCEPTED}. Received {shown} (`{path}`). Try converting it; a plain text becomes "
+            'jsonl, {"text": …} a line.'
         )
     return file, kind
 

@@ -21,7 +21,7 @@ BaselineName = Literal["majority", "tfidf", "zero_shot", "in_context", "probe", 
 class Section(BaseModel):
     """Base of every part of a recipe: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 def _named(value: Any) -> Any:
@@ -45,6 +45,12 @@ def _text(value: Any) -> Any:
     return value if isinstance(value, str) else str(value)
 
 
+def _one_device(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(("cuda:", "cuda,")):
+        raise ValueError("should be one device, `cuda`: CUDA_VISIBLE_DEVICES says which; several are not supported")
+    return value
+
+
 class ModelSection(Section):
     name: str = Field(default="embedded", description="folder or hub name of the model; `embedded` is the one shipped")
     kind: ModelKind | Auto = Field(
@@ -54,7 +60,9 @@ class ModelSection(Section):
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="number format the model computes in"
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="auto: CUDA, then MPS, then CPU")
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], BeforeValidator(_one_device)] = Field(
+        default="auto", description="auto: CUDA, then MPS, then CPU"
+    )
     max_length: Annotated[int, Field(ge=8)] | Auto = Field(default="auto", description="longest sequence, in tokens")
     trust_remote_code: bool = Field(
         default=False, description="run code that comes with the model; off unless asked for"
@@ -88,7 +96,7 @@ class DataSection(Section):
         default=None, ge=1, description="k-shot: this many training and as many dev rows of each label (seeded)"
     )
     train_rows: int | None = Field(
-        default=None, ge=1, description="use at most this many training rows (seeded, stratified)"
+        default=None, ge=1, description="use at most this many training rows as the file has them (seeded, stratified)"
     )
     dev_rows: int | None = Field(default=None, ge=1, description="use at most this many dev rows (seeded, stratified)")
     test_rows: int | None = Field(
@@ -137,7 +145,7 @@ class AdapterSection(Section):
 
     name: AdapterName | Auto = Field(default="auto", description="which weights are trained: none is all of them")
     rank: int = Field(default=16, ge=1, le=1024, description="lora rank")
-    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Auto | None = Field(
+    alpha: Annotated[float, Field(gt=0)] | Auto | None = Field(
         default="auto", description="lora scale x rank; auto: 2 x rank"
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="lora dropout")
@@ -161,9 +169,7 @@ class TrainSection(Section):
     max_grad_norm: float | None = Field(default=1.0, gt=0, description="clip the gradient to this norm; null: never")
     batch_size: Annotated[int, Field(ge=1)] | Auto = Field(default="auto", description="rows a step")
     micro_batch_size: Annotated[int, Field(ge=1)] | Auto = Field(default="auto", description="rows a forward pass")
-    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Auto = Field(
-        default="auto", description="passes over the training rows"
-    )
+    epochs: Annotated[float, Field(gt=0)] | Auto = Field(default="auto", description="passes over the training rows")
     max_steps: int | None = Field(
         default=None, ge=1, le=10**9, description="stop after this many steps, whatever epochs says"
     )
@@ -229,7 +235,7 @@ class HostedSection(Section):
     cache: str | None = Field(default=None, description="folder of answers that were paid for; null: the user's cache")
     suffix: str | None = Field(default=None, max_length=64, description="part of the tuned model's name")
     learning_rate_multiplier: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="of the service's own rate; null: the service chooses"
+        default=None, gt=0, description="of the service's own rate; null: the service chooses"
     )
     job: dict[str, Any] = Field(
         default_factory=dict, description="further fields of a job's request: {trainingType: GlobalStandard}"

@@ -82,7 +82,7 @@ def _unknown(path: str, known: dict[str, Any]) -> str:
     """A key that there is none of: one of its section with nearly its name, or of another with just its name."""
     parent, _, name = path.rpartition(".")
     inside = {p[len(parent) + 1 if parent else 0 :].split(".")[0] for p in known if p.startswith(parent)}
-    hint = did_you_mean(name, inside)
+    hint = did_you_mean(name, inside, f"{parent}." if parent else "")
     elsewhere = [p for p in known if p.rpartition(".")[2] == name]
     if not hint and elsewhere:
         hint = f" Did you mean `{elsewhere[0]}`?"

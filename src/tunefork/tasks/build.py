@@ -19,6 +19,8 @@ from tunefork.tasks.preference import PreferenceTask
 from tunefork.tasks.spec import check_fields, find_spec, list_specs
 from tunefork.tasks.text import TextTask
 
+_COLUMNS = "name the right columns with --text-field, --label-field or --set data.fields.NAME=COLUMN"
+
 
 def list_tasks() -> list[TaskInfo]:
     """Every kind, then every preset."""
@@ -98,7 +100,7 @@ def build_examples(
         f"{counted(len(bad), 'row')} left out: the task cannot use them.",
         len(bad),
         tuple(bad[:SHOWN]),
-        "Mend these rows, or name the right columns with --text-field, --label-field or --set data.fields.NAME=COLUMN.",
+        f"Mend these rows, or {_COLUMNS if task.form != 'chat' else 'choose another --task'}.",
     )
     return examples, notes + refuse_above([finding], {"unusable-row"}, len(parts), section.max_unusable, "max_unusable")
 

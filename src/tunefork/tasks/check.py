@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
@@ -30,7 +31,7 @@ def check_rendered(
         if learns_text:
             findings += _untrained(split, rows)
         findings += _alike(split, rows)
-        findings += _unknown(split, rows, renderer)
+        findings += [*_unknown(split, rows, renderer), *_special(split, rows, renderer)]
     counts = {split: len(rows) for split, rows in rendered.items()}
     findings = refuse_shares(findings, {"cut-row"}, counts, section, "max_cut")
     findings = refuse_shares(findings, {"nothing-trained"}, counts, section, "max_unusable")
@@ -105,6 +106,19 @@ def _stop(rows: Sequence[Rendered], renderer: Renderer) -> list[Finding]:
     advice = "Use a model whose chat template ends every reply with a special token, or one with an end token."
     shown = _named(missing, lambda r: "the last trained token is not the stop token")
     return [Finding(level, "stop-not-trained", text, len(missing), shown, advice, "train")]
+
+
+def _special(split: str, rows: Sequence[Rendered], renderer: Renderer) -> list[Finding]:
+    """Rows whose own text spells a special token: read as the token, it can end a turn or begin another."""
+    spelled = [t.content for t in renderer.tokenizer.added_tokens_decoder.values() if t.special and t.content.strip()]
+    if not spelled:
+        return []
+    pattern = re.compile("|".join(map(re.escape, sorted(spelled, key=len, reverse=True))))
+    examples = {id(r.example): r.example for r in rows}.values()
+    found = [(e.source, hit[0]) for e in examples if (hit := pattern.search(f"{e.text}\n{e.answer or ''}"))]
+    what = "whose text spells a special token of the tokenizer, which the model reads as that token."
+    advice = "Right where it is meant; else write it otherwise: text of others can end a turn, or forge one."
+    return about_rows("warning", "special-token", found, what, advice, split)
 
 
 def _ends_trained(r: Rendered, stop: Sequence[int]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 
 from tunefork.data.rows import Row
-from tunefork.data.values import counted, label_text, listed, shorten
+from tunefork.data.values import counted, is_blank, label_text, listed, shorten
 from tunefork.errors import DataError, RecipeError, UnsupportedError, did_you_mean
 from tunefork.metrics import AgreementMetric, AgreementStatistic, ConfusionMetric, ConfusionStatistic
 from tunefork.recipe.schema import DataSection, ModelKind, TaskSection
@@ -48,7 +48,7 @@ class LabelledTask(SpecTask):
         # a wording of one's own may read other fields than the bare text, and then stands for it
         bare = names_in(self.spec.text) <= set(values) or self.template == self.spec.text
         text = fill(self.spec.text, "task.text", values, row.source) if bare else prompt
-        if not text.strip():
+        if is_blank(text):
             raise DataError(f"{row.source}: the text must not be empty.")
         if MASK in self.template and prompt.count(MASK) != 1:
             raise DataError(f"{row.source}: a text must not hold {MASK} itself. Received {shorten(text)!r}.")

@@ -52,7 +52,7 @@ class TextTask(SpecTask):
         """Raises DataError for a missing or empty field. A row without an answer can only be predicted."""
         values = named_values(self.spec, row)
         prompt = fill(self.spec.prompt, "task.prompt", values, row.source)
-        if self.spec.prompt and not prompt.strip() and not self._free:
+        if self.spec.prompt and is_blank(prompt) and not self._free:
             raise DataError(f"{row.source}: the prompt must not be empty.")
         references = self._references(values) if labelled else ()
         if is_blank(values.get("answer")) or isinstance(values.get("answer"), list | Mapping):
@@ -60,7 +60,7 @@ class TextTask(SpecTask):
         answer = None
         if labelled and all(not is_blank(values.get(name)) for name in names_in(self.spec.answer)):
             answer = fill(self.spec.answer, "task.answer", values, row.source)
-            if not answer.strip():
+            if is_blank(answer):
                 raise DataError(f"{row.source}: the answer must not be empty.")
         references = references or (() if answer is None else (answer.strip(),))
         wrong = [text for text in references if "number" in self.metrics and final_number(text) is None]

@@ -110,7 +110,9 @@ def prepare(recipe: Recipe) -> Job:
         task = make_task(recipe.task, laid_out, facts.kind, files.rows["train"])
     except DataError as error:  # of rows that could not be read it knows nothing
         lost = " ".join(f"{f.message} {f.advice}" for f in files.findings if f.code in LEFT_OUT and f.split == "train")
-        raise DataError(f"{error} But first: {lost}") from None if lost else error
+        if not lost:
+            raise
+        raise DataError(f"{error} But first: {lost}") from None
     if recipe.data.rows_per_label is not None and not task.labels:
         raise RecipeError(
             f"`data.rows_per_label` needs a task with labels. Received {recipe.task.name}. Try data.train_rows."
