@@ -14,7 +14,6 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, lru_cache
-from threading import Lock
 from typing import Any
 
 import numba
@@ -43,11 +42,12 @@ _stream = (*_source, uint32, uint32, float32)  # step, query, scale
 
 
 def _kernel(*signature: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Compiles for one signature when first called, and keeps the result where numba finds a folder to write to."""
+    """Compiles for one signature when first called, and keeps the result where numba finds a folder to write to.
+
+    Threads that come at once wait inside numba: a lock of ours would stay taken after a Ctrl-C at the wrong moment.
+    """
 
     def decorated(function: Callable[..., None]) -> Callable[..., None]:
-        lock = Lock()
-
         @cache
         def compiled() -> Callable[..., None]:
             try:
@@ -56,9 +56,7 @@ def _kernel(*signature: Any) -> Callable[[Callable[..., None]], Callable[..., No
                 return njit(void(*signature), nogil=True)(function)
 
         def call(*arguments: Any) -> None:
-            with lock:
-                kernel = compiled()
-            kernel(*arguments)
+            compiled()(*arguments)
 
         return call
 
