@@ -68,7 +68,7 @@ def test_two_servers_share_the_jobs_and_one_goes_on_where_the_other_was_killed(
         wait_for(running, 120)  # each has one slot
         time.sleep(2)  # several looks at the queue
         assert sorted(children(process.pid) for process, _ in servers) == [1, 1]
-        wait_for(lambda: all(first.fine_tuning.jobs.retrieve(id).status in ENDED for id in ids), 170)
+        wait_for(lambda: all(first.fine_tuning.jobs.retrieve(id).status in ENDED for id in ids), 300)
         for id in ids:
             require_once(second, id)
             assert said(second, id).count("Fine-tuning job started") == 1
