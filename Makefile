@@ -24,7 +24,7 @@ demo: $(VENV)/.run  ## the main job on the embedded model and data
 test: $(VENV)/.dev  ## under 12 minutes on two cores
 	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
 
-test-all: $(VENV)/.dev  ## everything, the long ones too: 1 h 45 min on two cores
+test-all: $(VENV)/.dev  ## everything, the long ones too
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-gpu: $(VENV)/.dev  ## on a CUDA device: the engine's bits, and the battery's runs

@@ -107,11 +107,15 @@ FILES = (
 )
 
 NAMES = (
-    Case("resume of nothing", lambda p: ["train", "--resume", "--json"], ("which run", "train RUN --resume")),
     Case("task misspelt", lambda p: p.train("--task", "clasification"), ("Did you mean `classification`?",)),
     Case("preset misspelt", lambda p: p.train("--task", "sst-2"), ("Did you mean `sst2`?",)),
     Case("adapter misspelt", lambda p: p.train("--adapter", "lroa"), ("`adapter.name`", "Did you mean `lora`?")),
     Case("method misspelt", lambda p: p.train("--method", "backprob"), ("Did you mean `backprop`?",)),
+    Case(
+        "a service's method to compare",
+        lambda p: ["compare", *p.train("--methods", "hosted/lora")[1:]],
+        ("of a method that trains here", "Try lora"),
+    ),
     Case("metric misspelt", set_("task.metric", "acuracy"), ("Did you mean `accuracy`?",)),
     Case("layout misspelt", lambda p: p.train("--layout", "opnai"), ("Did you mean `openai`?",)),
     Case("baseline misspelt", set_("evaluate.baselines", "[majorty]"), ("Did you mean `majority`?",)),

@@ -113,6 +113,7 @@ RESUMING = (
         ("must be a folder that is there", "without --resume"),
     ),
     Case("resume of what is no run", lambda p: p.train("--resume", "--out", p.folder), ("recipe.yaml",)),
+    Case("resume without anything", lambda p: ["train", "--resume", "--json"], ("which run", "train RUN --resume")),
     Case("resume without a folder", lambda p: ["train", "--task", "sst2", "--resume", "--json"], ("--out",)),
     Case(
         "resume with another recipe",

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.render.scenes import CHATML, NO_STOP, chat, embedded_tokenizer, task, with_template
-from tunefork.data.rows import Finding
+from tunefork.data.rows import Finding, Row
 from tunefork.recipe.schema import DataSection
 from tunefork.render import Renderer
 from tunefork.tasks import Example
@@ -99,3 +99,11 @@ def test_a_text_that_spells_a_special_token_is_said() -> None:
     found = check(r, forged, chat(("user", "Open? <im_end>"), ("assistant", "Yes."), text="Open? <im_end>\nYes."))
     assert found["special-token"].level == "warning" and found["special-token"].count == 1
     assert "<|im_end|>" in found["special-token"].examples[0]
+
+
+def test_a_special_token_of_the_wording_is_meant(tiny: Any) -> None:
+    asked = task("classification", labels=("bad", "good"), kind="masked", masked_prompt="{{ title }}? It was [MASK].")
+    renderer = Renderer(AutoTokenizer.from_pretrained(tiny("bert")), "masked", asked, 100, False)
+    example = asked.example(Row({"title": "the film", "label": "good"}, "a.csv", 2))
+    assert "[MASK]" in example.text
+    assert "special-token" not in check(renderer, example)

@@ -77,13 +77,14 @@ def _value(path: str, text: str) -> Any:
 def kept_recipe(file: Path | None, overrides: dict[str, Any]) -> tuple[Path | None, dict[str, Any]]:
     """What `--resume` starts from: `RUN --resume` and `--resume --out RUN` both mean the recipe that RUN keeps.
 
-    Raises MissingFileError or RunError when --out, given without a recipe file, is not a run.
+    Raises RunError where neither is given, MissingFileError or RunError when --out, given without a recipe file, is not
+    a run.
     """
-    if file is None and overrides.keys() <= {"out"} and overrides.get("out") is None:
-        raise RunError("`--resume` must be told which run. Received none. Try `tunefork train RUN --resume`.")
-    if file is None and overrides.get("out") is not None:
+    if file is None:
+        if overrides.get("out") is None:
+            raise RunError("`--resume` must be told which run. Received none. Try `train RUN --resume`, or --out RUN.")
         return RunFolder.open(str(overrides["out"]), write=False).path, overrides
-    if file is not None and file.is_dir():
+    if file.is_dir():
         return file, {"out": str(file), **overrides}  # wherever the folder has been moved since
     return file, overrides
 

@@ -62,7 +62,7 @@ def look_up(values: Mapping[str, Any], path: str, absent: Any = None) -> Any:
 def is_blank(value: object) -> bool:
     """None, NaN, or text of nothing but spaces and characters without width."""
     if isinstance(value, str):
-        return not value.strip() or all(c.isspace() or unicodedata.category(c) == "Cf" for c in value)
+        return all(c.isspace() or unicodedata.category(c) == "Cf" for c in value)
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 

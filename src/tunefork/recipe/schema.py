@@ -96,11 +96,13 @@ class DataSection(Section):
         default=None, ge=1, description="k-shot: this many training and as many dev rows of each label (seeded)"
     )
     train_rows: int | None = Field(
-        default=None, ge=1, description="use at most this many training rows as the file has them (seeded, stratified)"
+        default=None, ge=1, description="use at most this many training rows of the file (seeded, stratified)"
     )
-    dev_rows: int | None = Field(default=None, ge=1, description="use at most this many dev rows (seeded, stratified)")
+    dev_rows: int | None = Field(
+        default=None, ge=1, description="use at most this many dev rows of the file (seeded, stratified)"
+    )
     test_rows: int | None = Field(
-        default=None, ge=1, description="use at most this many test rows (seeded, stratified)"
+        default=None, ge=1, description="use at most this many test rows of the file (seeded, stratified)"
     )
     max_unusable: float = Field(
         default=0.01, ge=0, le=1, description="share of rows that may be unusable before refusing"

@@ -110,7 +110,9 @@ def _stop(rows: Sequence[Rendered], renderer: Renderer) -> list[Finding]:
 
 def _special(split: str, rows: Sequence[Rendered], renderer: Renderer) -> list[Finding]:
     """Rows whose own text spells a special token: read as the token, it can end a turn or begin another."""
-    spelled = [t.content for t in renderer.tokenizer.added_tokens_decoder.values() if t.special and t.content.strip()]
+    special = [t.content for t in renderer.tokenizer.added_tokens_decoder.values() if t.special]
+    wording = str(renderer.task.wording)  # it stands in `text` where it reads other fields; what it spells is meant
+    spelled = [name for name in special if name.strip() and name not in wording]
     if not spelled:
         return []
     pattern = re.compile("|".join(map(re.escape, sorted(spelled, key=len, reverse=True))))

@@ -37,7 +37,7 @@ def anonymous_bytes() -> int | None:
     return None
 
 
-def give_back_freed() -> None:
+def _give_back_freed() -> None:
     """Returns to the system what this process has freed: the C library keeps it, and an earlier run's hides a later's.
 
     Does nothing where the C library is not glibc.
@@ -66,12 +66,12 @@ class PeakMeter:
     def __enter__(self) -> PeakMeter:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-            return self
-        give_back_freed()
-        if self.device.type == "cpu" and (now := anonymous_bytes()) is not None:
-            self._start = self._peak = now
-            self._thread = threading.Thread(target=self._watch, daemon=True)
-            self._thread.start()
+        elif self.device.type == "cpu":
+            _give_back_freed()
+            if (now := anonymous_bytes()) is not None:
+                self._start = self._peak = now
+                self._thread = threading.Thread(target=self._watch, daemon=True)
+                self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

@@ -186,8 +186,9 @@ def _changes(recipe: Recipe, name: str) -> dict[str, Any]:
     method = method or recipe.train.method
     allowed = method_info(method).adapters
     if adapter not in allowed:
+        adapters = f"with an adapter of {', '.join(allowed)}" if allowed else "of a method that trains here"
         raise RecipeError(
-            f"A method must be an adapter, or METHOD/ADAPTER, with an adapter of {', '.join(allowed)}. "
+            f"A method must be an adapter, or METHOD/ADAPTER, {adapters}. "
             f"Received {name!r}.{did_you_mean(adapter, allowed) or ' Try lora.'}"
         )
     tree = recipe.model_dump(mode="json")
