@@ -230,7 +230,7 @@ def default(bed: Bed, model: torch.nn.Module, lr: float, seed: int) -> tuple[Ste
         found = optimizer.calibrate(row_losses, batch, rows=BatchRows(), before=found)
         spent[0] += found.forwards
     assert found is not None
-    peak = lr * found.lr
+    peak = min(lr, 1.0) * found.lr  # as the product does: a higher one is held there
 
     def step(batch: Batch, progress: float) -> int:
         rate = learning_rate(int(1e6 * progress), peak=peak, steps=1_000_000, **SCHEDULE)

@@ -122,7 +122,7 @@ def recipe(cell: Cell, model: Path, folder: Path, out: str, **train: Any) -> Rec
             },
             "train": {
                 "method": cell.method,
-                "learning_rate": rate,
+                "learning_rate": rate if cell.method != "zo" else "auto",
                 "batch_size": 2 if cell.method == "zo" else 16,
                 "micro_batch_size": 2 if cell.method == "zo" else 16,
                 "schedule": "linear",

@@ -145,17 +145,17 @@ USING = (
     Case(
         "evaluate with settings of training",
         lambda p: evaluate(p, "--test", p.rows(), "--set", "train.epochs=3"),
-        ("`train.epochs` must be read by the command",),
+        ("`train.epochs` is not read",),
     ),
     Case(
         "evaluate with demonstrations",
         lambda p: evaluate(p, "--test", p.rows(), "--set", "evaluate.demonstrations=8"),
-        ("`evaluate.demonstrations` must be read by the command", "of a run, which knows its own task"),
+        ("`evaluate.demonstrations` is not read: a run knows its own task", "Read are data.test"),
     ),
     Case(
         "evaluate of a model with an adapter",
         lambda p: ["evaluate", "--model", p.tiny("llama"), "--task", "sst2", "--test", p.rows(), "--adapter", "lora"],
-        ("`adapter.name` must be read by the command", "read are model, task, data,"),
+        ("`adapter.name` is not read", "Read are model, task, data,"),
     ),
     Case("evaluate of other labels", lambda p: evaluate(p, "--test", p.put("a.csv", "text,label\na,b\n")), ("'b'",)),
     Case(

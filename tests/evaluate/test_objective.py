@@ -74,7 +74,7 @@ def test_a_function_of_ones_own_and_the_same_bits_after_an_interruption(
     assert log == other and all(torch.equal(a[k], b[k]) for k in a)
     assert all(s["objective"] == -s["loss"] < 0 for s in steps(whole.path))
     notes = " ".join(whole.result["train"]["notes"])
-    assert "of the probes to change the metric" in notes and "The objective is evaluated with" in notes
+    assert "of the probes change the metric" in notes and "The objective is evaluated with" in notes
     assert whole.result["recipe"]["train"]["batch_size"] == 22  # all: it is no mean over rows
 
 

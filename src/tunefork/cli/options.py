@@ -43,12 +43,9 @@ class Origin(NamedTuple):
         """Raises RecipeError for a path that was set and does not begin like one of `read`."""
         for path in self.given:
             if not path.startswith(read):
-                said = "of a run, which knows its own task, columns and model, " if self.file is not None else ""
-                raise RecipeError(
-                    f"`{path}` must be read by the command. Received it, and {said}read are "
-                    f"{', '.join(name.rstrip('.') for name in read)}. "
-                    "Try leaving it out."
-                )
+                why = ": a run knows its own task, columns and model" if self.file is not None else " by this command"
+                names = ", ".join(name.rstrip(".") for name in read)
+                raise RecipeError(f"`{path}` is not read{why}. Read are {names}. Try leaving it out.")
 
 
 def parse_size(text: str) -> int:

@@ -48,7 +48,10 @@ class Method(Protocol):
     info: MethodInfo
 
     def step(self, batches: Sequence[Batch], loss: RowLosses, learning_rate: float) -> StepResult:
-        """One step over all rows of `batches`, which together are the step's batch."""
+        """One step over all rows of `batches`, which together are the step's batch.
+
+        learning_rate: of this step; where the recipe has none, the share of the method's own that the schedule leaves.
+        """
         ...
 
     def learned(self) -> dict[str, torch.Tensor]:

@@ -86,7 +86,7 @@ def make(
         optimizer = ZO(
             model,
             section.preset,
-            lr=float(recipe.train.learning_rate),
+            lr=None if recipe.train.learning_rate is None else float(recipe.train.learning_rate),
             epsilon=section.epsilon,
             seed=recipe.seed,
             trajectory=trajectory,
@@ -207,7 +207,8 @@ class ZerothOrder:
         self.objective = objective
         self.low_rank = optimizer.options.direction == "low_rank"
         self.beside = recipe.adapter.name in _BESIDE
-        self.peak = float(recipe.train.learning_rate)
+        self.peak, self.peak_given = optimizer.options.lr, recipe.train.learning_rate is not None
+        self.epsilon = recipe.zo.epsilon
         self.calibrates = recipe.zo.calibrate is True
         self.found: Calibration | None = None
         self.told = False  # how losses are evaluated: known at the first step that the trajectory does not have
@@ -227,12 +228,12 @@ class ZerothOrder:
         try:
             if self._calibrating:
                 found = self.optimizer.calibrate(
-                    losses, *batches, rows=self.rows, objective=self.objective, before=self.found
+                    losses, *batches, rows=self.rows, objective=self.objective, before=self.found, epsilon=self.epsilon
                 )
                 self.found, spent = found, found.forwards
                 if found.batches == 1 or not self._calibrating:
-                    notes = (f"Calibration: {found.reason}",)
-            rate = learning_rate * (1.0 if self.found is None else self.found.lr / self.peak)
+                    notes = (f"Calibration: {found.reason}{self._held(found)}",)
+            rate = learning_rate * self._scale()
             value = self.optimizer.step_batch(losses, *batches, rows=self.rows, lr=rate, objective=self.objective)
         except ArithmeticError as error:
             raise TrainingError(str(error)) from None
@@ -262,6 +263,18 @@ class ZerothOrder:
             self.optimizer.load_learned(learned)
         except (ValueError, KeyError) as error:
             raise RunError(f"A state must be of the recipe it was written with. Received another: {error}") from None
+
+    def _scale(self) -> float:
+        """What the schedule's rate is multiplied by. A given peak is held at the calibrated one."""
+        if self.peak_given:
+            return 1.0 if self.found is None else min(1.0, self.found.lr / self.peak)
+        return self.peak if self.found is None else self.found.lr
+
+    def _held(self, found: Calibration) -> str:
+        if not self.peak_given:
+            return ""
+        instead = "as given" if self.peak <= found.lr else f"not {self.peak:g}, which needs zo.calibrate=false"
+        return f" The learning rate is {min(self.peak, found.lr):g}, {instead}."
 
     @property
     def _calibrating(self) -> bool:

@@ -108,12 +108,10 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
     if now.needs_backward:
         fill("train.learning_rate", *_learning_rate(adapter, now.parameters))
     else:
-        calibrate = tree["train"]["learning_rate"] == "auto" or tree["zo"]["epsilon"] is None
-        fill("train.learning_rate", 1e-4, "replaced by what the calibration measures")
-        if tree["zo"]["calibrate"] is None:
-            tree["zo"]["calibrate"] = calibrate
-            why = "learning rate and epsilon are " + ("not both given" if calibrate else "given")
-            reasons.append(Reason("zo.calibrate", calibrate, why))
+        given = tree["train"]["learning_rate"] not in ("auto", None) and tree["zo"]["epsilon"] is not None
+        why = "learning rate and epsilon are " + ("given" if given else "not both given")
+        calibrate = fill("zo.calibrate", not given, why)
+        fill("train.learning_rate", None, "what the calibration measures" if calibrate else "the preset's")
     rows, because = now.usual_batch
     why = f"{rows} rows, or all of them when there are fewer" + f": {because}" * bool(because)
     batch = fill("train.batch_size", min(rows, max(1, now.train_rows)), why)

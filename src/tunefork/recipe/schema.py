@@ -159,7 +159,9 @@ class AdapterSection(Section):
 
 class TrainSection(Section):
     method: str = Field(default="backprop", description="how weights are changed; `tunefork methods` lists them")
-    learning_rate: Annotated[float, Field(gt=0, lt=1)] | Auto = Field(default="auto", description="peak learning rate")
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] | Auto | None = Field(
+        default="auto", description="peak learning rate; null: the method's own, as zo measures one"
+    )
     head_start: Literal["probe", "random"] = Field(
         default="probe", description="where a fresh classification head starts: at the linear probe, or as drawn"
     )
@@ -195,7 +197,8 @@ class ZoSection(Section):
 
     preset: str = Field(default="default", description="default, mezo or fzoo: everything below at once")
     calibrate: bool | None = Field(
-        default=None, description="measure epsilon and a learning rate first; null: unless both are given"
+        default=None,
+        description="measure epsilon and a learning rate; a given one is held at that; null: unless both are given",
     )
     objective: str = Field(
         default="loss",

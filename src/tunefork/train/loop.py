@@ -164,7 +164,7 @@ def train(
             ]
             rate = learning_rate(
                 progress.step,
-                peak=float(options.learning_rate),
+                peak=1.0 if options.learning_rate is None else float(options.learning_rate),
                 steps=steps,
                 warmup=options.warmup,
                 schedule=options.schedule,

@@ -52,22 +52,28 @@ class Calibration:
     batches: int = 1  # that curvature was measured on
 
 
-def calibrate(engine: Engine, make_probe: Callable[[], Probe], rule: Rule) -> Calibration:
-    """Chooses epsilon and lr for a loss; the model is left as it is. Raises FloatingPointError where none is finite."""
-    slopes, bend, rows, forwards = _along(engine, make_probe, LAST, LADDER)
+def calibrate(engine: Engine, make_probe: Callable[[], Probe], rule: Rule, given: float | None = None) -> Calibration:
+    """Chooses epsilon, where none is `given`, and lr for a loss; the model is left as it is.
+
+    Raises FloatingPointError where the loss is finite at no epsilon.
+    """
+    ladder = LADDER if given is None else (given,)
+    slopes, bend, rows, forwards = _along(engine, make_probe, LAST, ladder)
     slope = np.concatenate(slopes, axis=1)  # [epsilons, directions]
-    ladder = np.array(LADDER)
     usable: np.ndarray = np.asarray(np.isfinite(slope).all(axis=1) & np.isfinite(bend).all(axis=1))
     if not usable.any():
         raise FloatingPointError("The loss must be finite near the weights. Received none that is, at any epsilon.")
-    chosen, noise, size, bias = _epsilon(ladder, slope, bend, usable, engine.estimator.span)
+    chosen, noise, size, bias = _epsilon(np.array(ladder), slope, bend, usable, engine.estimator.span)
     curvature = _size(bend[chosen])
     share = rows * _ROW_SHARE / (1 + rows * _ROW_SHARE)
     lr = suited_lr(engine.queries, share, curvature, rule, [s[chosen] for s in slopes])
-    epsilon = float(f"{ladder[chosen]:.2g}")
+    epsilon = float(f"{ladder[chosen]:.2g}") if given is None else given
+    straight = (
+        f"the largest at which slopes are straight (off by {bias:.0%} from the next smaller; rounding moves a loss by "
+        f"{noise:.1g}, a probe by {size * epsilon:.1g})"
+    )
     reason = (
-        f"epsilon {epsilon:g} is the largest at which slopes are straight (off by {bias:.0%} from the next smaller; "
-        f"rounding moves a loss by {noise:.1g}, a probe by {size * epsilon:.1g}). lr {lr:g} is a quarter of what suits "
+        f"epsilon {epsilon:g} is {'the one given' if given else straight}. lr {lr:g} is a quarter of what suits "
         f"a curvature of {curvature:.3g} along a direction, and {engine.queries} queries whose slopes over {rows} "
         f"{'row' if rows == 1 else 'rows'} are taken to be chance but for {share:.1%} of their square."
     )

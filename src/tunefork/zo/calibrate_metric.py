@@ -33,8 +33,11 @@ _PROBES = 64  # at the chosen one
 _SHARE = (0.1, 1.0)  # bounds of the part of a slope's square that the rows agree on: of so few answers less is not seen
 
 
-def calibrate_metric(engine: Engine, make_probe: Callable[[], Probe], rule: Rule) -> Calibration:
-    """Chooses epsilon and lr; the model is left as it is. Raises ArithmeticError where no epsilon changes an answer."""
+def calibrate_metric(
+    engine: Engine, make_probe: Callable[[], Probe], rule: Rule, given: float | None = None
+) -> Calibration:
+    """Chooses epsilon, where none is `given`, and lr. Raises ArithmeticError where no epsilon changes an answer."""
+    ladder = LADDER if given is None else (given,)
     queries, spent = engine.queries, 0
 
     def probes(steps: range, signs: tuple[int, int], epsilon: float) -> list[Measured]:
@@ -44,10 +47,10 @@ def calibrate_metric(engine: Engine, make_probe: Callable[[], Probe], rule: Rule
         spent += sum(m.forwards for m in found)
         return found
 
-    here = float(probes(range(1), (0, 0), LADDER[0])[0].first[0])
+    here = float(probes(range(1), (0, 0), ladder[0])[0].first[0])
     few, many = (-(-n // queries) for n in (_TRIED, _PROBES))
     epsilon, differ, seen = 0.0, 0.0, list[Measured]()
-    for tried in LADDER:
+    for tried in ladder:
         found = probes(range(few), (1, -1), tried)
         differences, falls = _sides(found, here)
         share = float(np.mean(differences != 0))
@@ -60,7 +63,7 @@ def calibrate_metric(engine: Engine, make_probe: Callable[[], Probe], rule: Rule
     if not epsilon:
         raise ArithmeticError(
             f"A probe must change an answer for a metric to have a slope. Received {-here:g} on both sides of all "
-            f"probes: no answer changes up to epsilon {LADDER[-1]:g}. Try more rows a step, or the loss as objective."
+            f"probes: no answer changes up to epsilon {ladder[-1]:g}. Try more rows a step, or the loss as objective."
         )
     seen += probes(range(few, many), (1, -1), epsilon)
     differences, falls = _sides(seen, here)
@@ -73,12 +76,13 @@ def calibrate_metric(engine: Engine, make_probe: Callable[[], Probe], rule: Rule
     ]
     share = float(np.clip(np.mean(pairs) / squares, *_SHARE)) if pairs and squares else _SHARE[0]
     lr = suited_lr(queries, share, curvature, rule, slopes)
-    epsilon = float(f"{epsilon:.2g}")
+    epsilon = float(f"{epsilon:.2g}") if given is None else given
     reason = (
-        f"epsilon {epsilon:g} is wide enough for {differ:.0%} of the probes to change the metric, and its mean over "
-        f"them is {-fall:+.2g} of what it is without (a probe's sides differ by {_size(differences):.2g}). lr {lr:g} "
-        f"is a quarter of what suits a curvature of at most {curvature:.3g} along a direction, {queries} queries, and "
-        f"slopes of {math.sqrt(squares):.3g} of whose square {share:.0%} is what the rows agree on."
+        f"epsilon {epsilon:g} {'was given, and' if given else 'is wide enough:'} {differ:.0%} of the probes change the "
+        f"metric, and its mean over them is {-fall:+.2g} of what it is without (a probe's sides differ by "
+        f"{_size(differences):.2g}). lr {lr:g} is a quarter of what suits a curvature of at most {curvature:.3g} along "
+        f"a direction, {queries} queries, and slopes of {math.sqrt(squares):.3g} of whose square {share:.0%} is what "
+        "the rows agree on."
     )
     return Calibration(epsilon, lr, math.sqrt(squares), curvature, 0.0, share, spent, reason)
 

@@ -234,11 +234,13 @@ class ZO(torch.optim.Optimizer):
         rows: Rows | None = None,
         objective: Objective | None = None,
         before: Calibration | None = None,
+        epsilon: float | None = None,
     ) -> Calibration:
         """Measures epsilon and a first lr for this model and task, sets them, and says why; nothing is learned.
 
         Args:
             loss: a closure, or with `batches` a `loss_fn` as for `step_batch`; `objective` likewise.
+            epsilon: stays as given, and lr follows from the curvature measured with it; None: it is measured.
             before: what other rows gave, of a loss: its epsilon stays, and lr follows from the curvature on all of
                 them. Where a step has few rows, eight batches in turn make lr depend little on which they are.
         """
@@ -252,7 +254,7 @@ class ZO(torch.optim.Optimizer):
             found = refined(before, self.engine, probe)
         else:
             choose = calibrate if objective is None else calibrate_metric
-            found = choose(self.engine, probe, self.options.rule)
+            found = choose(self.engine, probe, self.options.rule, epsilon)
         self.param_groups[0].update(lr=found.lr, epsilon=found.epsilon)
         return found
 

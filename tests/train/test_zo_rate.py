@@ -1,0 +1,92 @@
+"""The method zo's learning rate and epsilon: measured unless given, and a rate above the measured one is held there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.stopping import StopAt
+from tunefork.errors import Interrupted
+from tunefork.run import RunFolder
+from tunefork.workflows import finetune
+from tunefork.zo.options import preset_of
+
+Train = Callable[..., tuple[list[float], str]]
+STEPS = 10  # the calibration of few rows ends with the eighth
+
+
+@pytest.fixture
+def train(tiny: Callable[[str], Path], tmp_path: Path) -> Train:
+    """Trains; gives the rates of all steps and the notes."""
+    file = tmp_path / "rows.csv"
+    words = ("box", "screen", "film", "report")
+    file.write_text("text,label\n" + "".join(f"{words[i % 4]} {words[i // 3 % 4]} {i},{i % 2}\n" for i in range(40)))
+    made = 0
+
+    def run(zo: dict[str, Any], *, stop: int | None = None, **settings: Any) -> tuple[list[float], str]:
+        nonlocal made
+        made += 1
+        recipe = {
+            "model": {"name": str(tiny("llama")), "device": "cpu"},
+            "task": "classification",
+            "adapter": "none",
+            "data": {"train": str(file), "test_fraction": 0, "dev_fraction": 0.1, "max_leaked": 1},
+            "train": {
+                "method": "zo",
+                "schedule": "constant",
+                "warmup": 0,
+                "max_steps": STEPS,
+                "save_every": 1,
+                **settings,
+            },
+            "zo": zo,
+            "evaluate": {"baselines": []},
+            "out": str(tmp_path / f"run{made}"),
+        }
+        if stop is not None:
+            with pytest.raises(Interrupted):
+                finetune(recipe, listener=StopAt(stop))
+        done = finetune(recipe, resume=stop is not None)
+        log = RunFolder.open(done.path, write=False).read_log()
+        return [e["learning_rate"] for e in log if e["kind"] == "step"], " ".join(done.result["train"]["notes"])
+
+    return run
+
+
+def test_a_rate_too_high_is_held_and_a_lower_one_kept(train: Train) -> None:
+    own, said = train({})
+    assert "learning rate is" not in said and own[-1] == own[7] > 0
+    too_high = min(0.9, 100 * own[-1])
+    high, said = train({}, learning_rate=too_high)
+    assert high == pytest.approx(own, rel=1e-3)
+    assert f"The learning rate is {own[-1]:g}, not {too_high:g}, which needs zo.calibrate=false" in said
+    low, said = train({}, learning_rate=own[-1] / 1000)
+    assert low == pytest.approx([own[-1] / 1000] * STEPS) and "as given" in said
+    resumed, _ = train({}, learning_rate=too_high, stop=9)
+    assert resumed == pytest.approx(own, rel=1e-3)
+
+
+def test_epsilon_given_is_kept_and_the_rate_measured_with_it(train: Train) -> None:
+    rates, said = train({"epsilon": 0.02})
+    assert "epsilon 0.02 is the one given" in said and rates[-1] > 0
+    _, said = train({"epsilon": 0.02, "objective": "accuracy"})
+    assert "epsilon 0.02 was given, and" in said
+
+
+def test_uncalibrated_the_rates_are_the_given_and_the_preset_s(train: Train) -> None:
+    given = {"learning_rate": 0.5}
+    for zo in ({"calibrate": False}, {"epsilon": 1e-3}):
+        rates, said = train(zo, **given)
+        assert rates == [0.5] * STEPS and "Calibration" not in said
+    rates, _ = train({"calibrate": False, "preset": "mezo"})
+    assert rates == [preset_of("mezo").options["lr"]] * STEPS
+
+
+def test_the_schedule_shapes_the_measured_rate(train: Train) -> None:
+    constant, _ = train({})
+    linear, _ = train({}, schedule="linear")
+    assert linear[0] == constant[0]  # the loss bends as it did; after that the two models differ
+    assert linear == pytest.approx([rate * (STEPS - i) / STEPS for i, rate in enumerate(constant)], rel=0.2)
