@@ -101,6 +101,23 @@ def test_a_signal_saves_says_how_to_go_on_and_exits_130(stop: signal.Signals, pl
         assert start == 0 < stopped
 
 
+@pytest.mark.parametrize("stop", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_the_command_still_loads_exits_130_without_a_traceback(stop: str) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == 'tunefork.cli.app': os.kill(os.getpid(), signal.{stop})\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "from tunefork.cli import main\n"
+        "main(['methods'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=surroundings(), timeout=100, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.slow
 def test_a_comparison_that_is_interrupted_keeps_its_cells_and_goes_on(place: Place) -> None:
     """The signal comes to the command alone, as from `kill`; each process that it started ends with it."""

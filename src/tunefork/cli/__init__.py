@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 import tempfile
 import traceback
@@ -10,6 +11,16 @@ import traceback
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs `tunefork`. Exits 0 done, 2 refused, 1 failed, 130 interrupted. Tracebacks go to a file."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # wherever it comes, it stops like Ctrl-C
+    try:
+        _run(arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(arguments: list[str] | None) -> None:
     from tunefork.cli.app import app
     from tunefork.errors import TuneforkError
 
