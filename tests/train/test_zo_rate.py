@@ -10,6 +10,7 @@ import pytest
 
 from tests.stopping import StopAt
 from tunefork.errors import Interrupted
+from tunefork.methods import zo
 from tunefork.run import RunFolder
 from tunefork.workflows import finetune
 from tunefork.zo.options import preset_of
@@ -26,7 +27,7 @@ def train(tiny: Callable[[str], Path], tmp_path: Path) -> Train:
     file.write_text("text,label\n" + "".join(f"{words[i % 4]} {words[i // 3 % 4]} {i},{i % 2}\n" for i in range(40)))
     made = 0
 
-    def run(zo: dict[str, Any], *, stop: int | None = None, **settings: Any) -> tuple[list[float], str]:
+    def run(section: dict[str, Any], *, stop: int | None = None, **settings: Any) -> tuple[list[float], str]:
         nonlocal made
         made += 1
         recipe = {
@@ -42,7 +43,7 @@ def train(tiny: Callable[[str], Path], tmp_path: Path) -> Train:
                 "save_every": 1,
                 **settings,
             },
-            "zo": zo,
+            "zo": section,
             "evaluate": {"baselines": []},
             "out": str(tmp_path / f"run{made}"),
         }
@@ -78,8 +79,8 @@ def test_epsilon_given_is_kept_and_the_rate_measured_with_it(train: Train) -> No
 
 def test_uncalibrated_the_rates_are_the_given_and_the_preset_s(train: Train) -> None:
     given = {"learning_rate": 0.5}
-    for zo in ({"calibrate": False}, {"epsilon": 1e-3}):
-        rates, said = train(zo, **given)
+    for section in ({"calibrate": False}, {"epsilon": 1e-3}):
+        rates, said = train(section, **given)
         assert rates == [0.5] * STEPS and "Calibration" not in said
     rates, _ = train({"calibrate": False, "preset": "mezo"})
     assert rates == [preset_of("mezo").options["lr"]] * STEPS
@@ -90,3 +91,14 @@ def test_the_schedule_shapes_the_measured_rate(train: Train) -> None:
     linear, _ = train({}, schedule="linear")
     assert linear[0] == constant[0]  # the loss bends as it did; after that the two models differ
     assert linear == pytest.approx([rate * (STEPS - i) / STEPS for i, rate in enumerate(constant)], rel=0.2)
+
+
+def test_a_long_run_goes_on_measuring_and_is_resumed_with_what_it_had(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zo, "CALIBRATE_EVERY", 12)
+    rates, said = train({}, max_steps=30)
+    changes = [i for i in range(8, 30) if rates[i] != rates[i - 1]]
+    assert changes == [12, 24] and said.count("Calibration") == 2
+    resumed, _ = train({}, max_steps=30, stop=20)
+    assert resumed == rates

@@ -108,6 +108,18 @@ def test_curvature_is_the_mean_over_batches_in_turn() -> None:
         assert found.epsilon == opt.param_groups[0]["epsilon"] and opt.steps == 0 and "8 batches" in found.reason
 
 
+def test_later_curvature_is_a_running_mean() -> None:
+    """A loss that bends three times as much from the tenth batch on: lr follows, a few batches later."""
+    opt = ZO(Plain(20), direction="rademacher", queries=2, estimator="two_sided", rows="shared")
+    flat, steep = (torch.full((4, 1), value) for value in (1.0, 3.0))
+    found, lrs = None, list[float]()
+    for i in range(50):
+        found = opt.calibrate(lambda m, b: m(b) * b.mean(), flat if i < 10 else steep, before=found)
+        lrs.append(found.lr)
+    assert lrs[9] == pytest.approx(lrs[0], rel=0.05)
+    assert lrs[9] > lrs[13] > lrs[17] > lrs[49] == pytest.approx(lrs[9] / 3, rel=0.05)
+
+
 def test_a_closure_is_enough() -> None:
     model, batch = tiny_net("llama"), batch_of()
     opt = ZO(model, queries=1, estimator="two_sided")

@@ -19,6 +19,7 @@ from tunefork.methods.base import BATCH, MethodInfo, Objective, RowLosses, StepR
 from tunefork.models import add_factors, autocast, load_trainable_state, trainable_state
 from tunefork.recipe.schema import Recipe, TrainSection, ZoSection
 from tunefork.zo import ZO, Calibration, Reader, TrajectoryError
+from tunefork.zo.calibrate import BATCHES
 from tunefork.zo.options import options_of, preset_of
 
 INFO = MethodInfo(
@@ -34,7 +35,7 @@ _LOSS = ZoSection().objective  # no metric
 _AXES = ("direction", "rank", "max_rank", "estimator", "queries", "rows", "normaliser", "momentum", "clip_rms")
 _UNREAD = ("betas", "adam_epsilon", "max_grad_norm")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CALIBRATION_BATCHES = 8  # that a calibration of few rows each goes on for
+CALIBRATE_EVERY = 128  # steps, after those of the first batches
 _MEASURED = tuple(field.name for field in fields(Calibration) if field.name != "reason")
 _BESIDE = ("none", "qlora")  # adapters that leave the model as it is: what is learned lies beside its matrices
 
@@ -217,7 +218,7 @@ class ZerothOrder:
     def step(self, batches: Sequence[Batch], loss: RowLosses, learning_rate: float) -> StepResult:
         """One step on sum(row losses) / sum(row weights) over all of `batches`, or on the value of the objective there.
 
-        Before the first, the calibration, and before the next few, what their rows add to it.
+        Before the first, the calibration, and before the next few and one now and then, what their rows add to it.
         """
 
         def losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -231,7 +232,7 @@ class ZerothOrder:
                     losses, *batches, rows=self.rows, objective=self.objective, before=self.found, epsilon=self.epsilon
                 )
                 self.found, spent = found, found.forwards
-                if found.batches == 1 or not self._calibrating:
+                if found.batches in (1, BATCHES):
                     notes = (f"Calibration: {found.reason}{self._held(found)}",)
             rate = learning_rate * self._scale()
             value = self.optimizer.step_batch(losses, *batches, rows=self.rows, lr=rate, objective=self.objective)
@@ -280,7 +281,7 @@ class ZerothOrder:
     def _calibrating(self) -> bool:
         if self.found is None or not self.calibrates:
             return self.calibrates
-        return self.objective is None and self.found.batches < CALIBRATION_BATCHES
+        return self.objective is None and (self.found.batches < BATCHES or self.optimizer.steps % CALIBRATE_EVERY == 0)
 
     def state(self) -> dict[str, torch.Tensor]:
         found = [] if self.found is None else [getattr(self.found, name) for name in _MEASURED]

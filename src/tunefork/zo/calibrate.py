@@ -11,7 +11,8 @@ which answers there are, it is large (0.07 on TREC), and steps of that size did 
 taken to be what whole runs were seen to bear (benchmarks/zo_learning.py).
 
 Few rows say little about z^T H z: from one batch of two to the next it changes by more than its size, and its sign. Of
-several batches it is the mean size that counts, which no step should overshoot on.
+several batches it is the mean size that counts, which no step should overshoot on. While a model learns it grows, to
+its double or triple within some thousand steps, so a long run goes on measuring it, and the mean is a running one.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ import numpy as np
 from tunefork.zo.engine import Engine, Uninterrupted
 from tunefork.zo.probes import Probe
 from tunefork.zo.updates import Rule
+
+BATCHES = 8
+"""Curvature is the mean over so many at the start, and a running mean of that length later."""
 
 LADDER = tuple(10.0 ** (k / 2) for k in range(-8, -1))
 """Epsilons tried: half decades from 1e-4 to 0.1."""
@@ -49,7 +53,7 @@ class Calibration:
     share: float  # part of the slopes' square that the rows agree on
     forwards: int
     reason: str
-    batches: int = 1  # that curvature was measured on
+    batches: int = 1  # that curvature was measured on, so far
 
 
 def calibrate(engine: Engine, make_probe: Callable[[], Probe], rule: Rule, given: float | None = None) -> Calibration:
@@ -81,10 +85,10 @@ def calibrate(engine: Engine, make_probe: Callable[[], Probe], rule: Rule, given
 
 
 def refined(found: Calibration, engine: Engine, make_probe: Callable[[], Probe]) -> Calibration:
-    """With the curvature on one more batch; lr follows from the mean, epsilon stays. `forwards` are this batch's."""
+    """With the curvature on one more batch; lr follows from it, epsilon stays. `forwards` are this batch's."""
     _, bend, _, forwards = _along(engine, make_probe, LAST - found.batches * _DIRECTIONS, (found.epsilon,))
     batches = found.batches + 1
-    curvature = found.curvature + (_size(bend[0]) - found.curvature) / batches
+    curvature = found.curvature + (_size(bend[0]) - found.curvature) / min(batches, BATCHES)
     if not math.isfinite(curvature):
         raise FloatingPointError(f"The loss must be finite near the weights. Received one that is not: {bend[0]}.")
     lr = float(f"{found.lr * found.curvature / max(curvature, 1e-30):.3g}")

@@ -241,8 +241,9 @@ class ZO(torch.optim.Optimizer):
         Args:
             loss: a closure, or with `batches` a `loss_fn` as for `step_batch`; `objective` likewise.
             epsilon: stays as given, and lr follows from the curvature measured with it; None: it is measured.
-            before: what other rows gave, of a loss: its epsilon stays, and lr follows from the curvature on all of
-                them. Where a step has few rows, eight batches in turn make lr depend little on which they are.
+            before: what other rows gave, of a loss: its epsilon stays, and lr follows from the mean curvature, over
+                the last eight batches or so. Where a step has few rows, eight in turn make lr depend little on which
+                they are; in a long run one now and then has it follow how the loss bends later.
         """
 
         def probe() -> Probe:
