@@ -109,7 +109,7 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
         fill("train.learning_rate", *_learning_rate(adapter, now.parameters))
     else:
         given = tree["train"]["learning_rate"] not in ("auto", None) and tree["zo"]["epsilon"] is not None
-        why = "learning rate and epsilon are " + ("given" if given else "not both given")
+        why = "learning rate and epsilon are " + ("given" if given else "not both given, so they are measured")
         calibrate = fill("zo.calibrate", not given, why)
         fill("train.learning_rate", None, "what the calibration measures" if calibrate else "the preset's")
     rows, because = now.usual_batch
