@@ -78,7 +78,7 @@ class Run:
         self.steps, self.forwards, self.notes = 0, 0, []
 
     def step(self, share: float) -> None:
-        """`share` of the learning rate."""
+        """`share` of the calibrated learning rate."""
         train = self.job.recipe.train
         lengths = [len(row.ids) for row in self.rows]
         groups = micro_batches(self.sampler.step(self.steps), lengths, int(train.micro_batch_size))
@@ -86,7 +86,7 @@ class Run:
             replace(self.job.renderer.batch([self.rows[i] for i in g], learn=True), places=torch.tensor(g))
             for g in groups
         ]
-        done = self.method.step(batches, row_losses, share * float(train.learning_rate))
+        done = self.method.step(batches, row_losses, share)
         self.steps, self.forwards = self.steps + 1, self.forwards + done.forwards
         self.notes += done.notes
 

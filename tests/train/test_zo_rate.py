@@ -13,6 +13,7 @@ from tunefork.errors import Interrupted
 from tunefork.methods import zo
 from tunefork.run import RunFolder
 from tunefork.workflows import finetune
+from tunefork.zo import ZO
 from tunefork.zo.options import preset_of
 
 Train = Callable[..., tuple[list[float], str]]
@@ -97,8 +98,21 @@ def test_a_long_run_goes_on_measuring_and_is_resumed_with_what_it_had(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(zo, "CALIBRATE_EVERY", 12)
+    at, calibrate = list[int](), ZO.calibrate
+
+    def seen(self: ZO, *arguments: Any, **more: Any) -> Any:
+        at.append(self.steps)
+        return calibrate(self, *arguments, **more)
+
+    monkeypatch.setattr(ZO, "calibrate", seen)
     rates, said = train({}, max_steps=30)
-    changes = [i for i in range(8, 30) if rates[i] != rates[i - 1]]
-    assert changes == [12, 24] and said.count("Calibration") == 2
+    assert at == [*range(8), 12, 24] and said.count("Calibration") == 2
+    assert all(later <= rates[7] for later in rates[8:])
     resumed, _ = train({}, max_steps=30, stop=20)
     assert resumed == rates
+
+
+def test_a_recipe_that_leaves_open_what_was_measured_resumes(train: Train) -> None:
+    """As `compare` hands its cells on: every key given, nulls too."""
+    rates, _ = train({"calibrate": None}, learning_rate=None, stop=3)
+    assert len(rates) == STEPS

@@ -118,6 +118,11 @@ def test_later_curvature_is_a_running_mean() -> None:
         lrs.append(found.lr)
     assert lrs[9] == pytest.approx(lrs[0], rel=0.05)
     assert lrs[9] > lrs[13] > lrs[17] > lrs[49] == pytest.approx(lrs[9] / 3, rel=0.05)
+    found, lrs = None, []
+    for i in range(30):
+        found = opt.calibrate(lambda m, b: m(b) * b.mean(), steep if i < 10 else flat, before=found)
+        lrs.append(found.lr)
+    assert lrs[29] == pytest.approx(lrs[7], rel=0.02), "less than at first it is never taken to be"
 
 
 def test_a_closure_is_enough() -> None:

@@ -10,6 +10,9 @@ from typing import Any
 from tunefork.errors import RecipeError
 from tunefork.recipe.schema import AdapterSection, DataSection, EvaluateSection, Recipe
 
+OPEN = {("train.learning_rate", None), ("zo.calibrate", None)}
+"""Keys whose null is as open as `auto`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Situation:
@@ -109,7 +112,7 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
         fill("train.learning_rate", *_learning_rate(adapter, now.parameters))
     else:
         given = tree["train"]["learning_rate"] not in ("auto", None) and tree["zo"]["epsilon"] is not None
-        why = "learning rate and epsilon are " + ("given" if given else "not both given, so they are measured")
+        why = "learning rate and epsilon are " + ("given" if given else "not both given; what is not is measured")
         calibrate = fill("zo.calibrate", not given, why)
         fill("train.learning_rate", None, "what the calibration measures" if calibrate else "the preset's")
     rows, because = now.usual_batch

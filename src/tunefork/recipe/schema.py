@@ -198,7 +198,7 @@ class ZoSection(Section):
     preset: str = Field(default="default", description="default, mezo or fzoo: everything below at once")
     calibrate: bool | None = Field(
         default=None,
-        description="measure epsilon and a learning rate; a given one is held at that; null: unless both are given",
+        description="measure epsilon, unless given, and the highest learning rate to use; null: unless both are given",
     )
     objective: str = Field(
         default="loss",

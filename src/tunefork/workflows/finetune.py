@@ -26,7 +26,7 @@ from tunefork.methods import make_method, method_info
 from tunefork.methods.zo import open_trajectory, put_start
 from tunefork.models import load_model, save_artefact, torch_dtype
 from tunefork.models.base import has_trained_head
-from tunefork.recipe import Reason, Recipe, all_paths, dump_recipe, load_recipe, make_recipe
+from tunefork.recipe import OPEN, Reason, Recipe, all_paths, dump_recipe, load_recipe, make_recipe
 from tunefork.report import render_report
 from tunefork.run import RunFolder
 from tunefork.tasks import Example, Hits, Prediction, row_losses
@@ -152,7 +152,7 @@ def refuse_changes(given: Recipe, kept: Recipe) -> None:
     changed: list[str] = []
     for path, _ in all_paths():
         mine, theirs = _at(given, path), _at(kept, path)
-        if path != "out" and _is_set(given, path) and mine not in ("auto", theirs):
+        if path != "out" and _is_set(given, path) and mine not in ("auto", theirs) and (path, mine) not in OPEN:
             changed.append(f"{path} (kept: {theirs}, given: {mine})")
     if changed:
         raise RunError(

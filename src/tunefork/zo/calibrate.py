@@ -13,6 +13,7 @@ taken to be what whole runs were seen to bear (benchmarks/zo_learning.py).
 Few rows say little about z^T H z: from one batch of two to the next it changes by more than its size, and its sign. Of
 several batches it is the mean size that counts, which no step should overshoot on. While a model learns it grows, to
 its double or triple within some thousand steps, so a long run goes on measuring it, and the mean is a running one.
+It is never taken to be below what it was at first: of rows that are learned by heart it says nothing about others.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Calibration:
     forwards: int
     reason: str
     batches: int = 1  # that curvature was measured on, so far
+    least: float = 0.0  # curvature that a later one is not below: that on the first batches
 
 
 def calibrate(engine: Engine, make_probe: Callable[[], Probe], rule: Rule, given: float | None = None) -> Calibration:
@@ -88,12 +90,13 @@ def refined(found: Calibration, engine: Engine, make_probe: Callable[[], Probe])
     """With the curvature on one more batch; lr follows from it, epsilon stays. `forwards` are this batch's."""
     _, bend, _, forwards = _along(engine, make_probe, LAST - found.batches * _DIRECTIONS, (found.epsilon,))
     batches = found.batches + 1
-    curvature = found.curvature + (_size(bend[0]) - found.curvature) / min(batches, BATCHES)
+    curvature = max(found.least, found.curvature + (_size(bend[0]) - found.curvature) / min(batches, BATCHES))
+    least = curvature if batches == BATCHES else found.least
     if not math.isfinite(curvature):
         raise FloatingPointError(f"The loss must be finite near the weights. Received one that is not: {bend[0]}.")
     lr = float(f"{found.lr * found.curvature / max(curvature, 1e-30):.3g}")
     reason = f"lr {lr:g} is what suits the curvature on {batches} batches, {curvature:.3g} along a direction."
-    return replace(found, lr=lr, curvature=curvature, batches=batches, forwards=forwards, reason=reason)
+    return replace(found, lr=lr, curvature=curvature, batches=batches, least=least, forwards=forwards, reason=reason)
 
 
 def suited_lr(queries: int, share: float, curvature: float, rule: Rule, slopes: Sequence[np.ndarray]) -> float:

@@ -236,7 +236,7 @@ class ZO(torch.optim.Optimizer):
         before: Calibration | None = None,
         epsilon: float | None = None,
     ) -> Calibration:
-        """Measures epsilon and a first lr for this model and task, sets them, and says why; nothing is learned.
+        """Measures epsilon and lr for this model and task, sets them, and says why; nothing is learned.
 
         Args:
             loss: a closure, or with `batches` a `loss_fn` as for `step_batch`; `objective` likewise.
