@@ -7,11 +7,11 @@ from tunefork.workflows import Listener
 
 
 class StopAt(Listener):
-    """Interrupts a run right after a step, as Ctrl-C would."""
+    """Interrupts a run right after a step, as Ctrl-C would, or with what nothing catches."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, by: type[BaseException] = KeyboardInterrupt) -> None:
+        self.step, self.by = step, by
 
     def event(self, event: Event) -> None:
         if event.kind == "step" and event.step == self.step:
-            raise KeyboardInterrupt
+            raise self.by

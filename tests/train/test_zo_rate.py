@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.recovery.watched_os import Killed
 from tests.stopping import StopAt
-from tunefork.errors import Interrupted
+from tunefork.errors import Interrupted, TrainingError
 from tunefork.methods import zo
 from tunefork.run import RunFolder
 from tunefork.workflows import finetune
@@ -28,7 +30,9 @@ def train(tiny: Callable[[str], Path], tmp_path: Path) -> Train:
     file.write_text("text,label\n" + "".join(f"{words[i % 4]} {words[i // 3 % 4]} {i},{i % 2}\n" for i in range(40)))
     made = 0
 
-    def run(section: dict[str, Any], *, stop: int | None = None, **settings: Any) -> tuple[list[float], str]:
+    def run(
+        section: dict[str, Any], *, stop: int | None = None, kill: bool = False, **settings: Any
+    ) -> tuple[list[float], str]:
         nonlocal made
         made += 1
         recipe = {
@@ -49,8 +53,8 @@ def train(tiny: Callable[[str], Path], tmp_path: Path) -> Train:
             "out": str(tmp_path / f"run{made}"),
         }
         if stop is not None:
-            with pytest.raises(Interrupted):
-                finetune(recipe, listener=StopAt(stop))
+            with pytest.raises(Killed if kill else Interrupted):
+                finetune(recipe, listener=StopAt(stop, Killed if kill else KeyboardInterrupt))
         done = finetune(recipe, resume=stop is not None)
         log = RunFolder.open(done.path, write=False).read_log()
         return [e["learning_rate"] for e in log if e["kind"] == "step"], " ".join(done.result["train"]["notes"])
@@ -63,19 +67,50 @@ def test_a_rate_too_high_is_held_and_a_lower_one_kept(train: Train) -> None:
     assert "learning rate is" not in said and own[-1] == own[7] > 0
     too_high = min(0.9, 100 * own[-1])
     high, said = train({}, learning_rate=too_high)
-    assert high == pytest.approx(own, rel=1e-3)
+    assert high == pytest.approx(own, rel=1e-9)
     assert f"The learning rate is {own[-1]:g}, not {too_high:g}, which needs zo.calibrate=false" in said
     low, said = train({}, learning_rate=own[-1] / 1000)
     assert low == pytest.approx([own[-1] / 1000] * STEPS) and "as given" in said
     resumed, _ = train({}, learning_rate=too_high, stop=9)
-    assert resumed == pytest.approx(own, rel=1e-3)
+    assert resumed == high
 
 
-def test_epsilon_given_is_kept_and_the_rate_measured_with_it(train: Train) -> None:
+def test_a_rate_that_becomes_too_high_is_held_from_then_on_and_once_said(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zo, "CALIBRATE_EVERY", 4)
+    calibrate, rate = ZO.calibrate, 1e-4
+
+    def ever_lower(self: ZO, *arguments: Any, **more: Any) -> Any:
+        found = calibrate(self, *arguments, **more)
+        return replace(found, lr=rate * (2.0 if self.steps < 12 else 0.5 / self.steps))
+
+    monkeypatch.setattr(ZO, "calibrate", ever_lower)
+    for stop in (None, 15):
+        rates, said = train({}, learning_rate=rate, max_steps=18, stop=stop)
+        assert rates == pytest.approx([rate] * 12 + [rate * 0.5 / 12] * 4 + [rate * 0.5 / 16] * 2)
+        assert said.count("as given") == 2 and said.count(f"not {rate:g}, which needs zo.calibrate=false") == 1
+
+
+def test_epsilon_given_is_kept_and_the_rate_measured_with_it(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, used = ZO.step_batch, set[float]()
+
+    def seen(self: ZO, *arguments: Any, **more: Any) -> Any:
+        used.add(self.param_groups[0]["epsilon"])
+        return step(self, *arguments, **more)
+
+    monkeypatch.setattr(ZO, "step_batch", seen)
     rates, said = train({"epsilon": 0.02})
     assert "epsilon 0.02 is the one given" in said and rates[-1] > 0
+    train({"epsilon": 0.02}, stop=9)
     _, said = train({"epsilon": 0.02, "objective": "accuracy"})
     assert "epsilon 0.02 was given, and" in said
+    assert used == {0.02}
+
+
+def test_an_epsilon_at_which_nothing_bends_is_refused(train: Train) -> None:
+    with pytest.raises(TrainingError, match=r"does not, at epsilon 1e-20\. Try a larger zo\.epsilon"):
+        train({"epsilon": 1e-20})
 
 
 def test_uncalibrated_the_rates_are_the_given_and_the_preset_s(train: Train) -> None:
@@ -110,6 +145,9 @@ def test_a_long_run_goes_on_measuring_and_is_resumed_with_what_it_had(
     assert all(later <= rates[7] for later in rates[8:])
     resumed, _ = train({}, max_steps=30, stop=20)
     assert resumed == rates
+    for killed_at in (6, 14, 26):  # the checkpoint is older than the last step that was measured
+        resumed, _ = train({}, max_steps=30, save_every=10, stop=killed_at, kill=True)
+        assert resumed == rates
 
 
 def test_a_recipe_that_leaves_open_what_was_measured_resumes(train: Train) -> None:

@@ -59,11 +59,11 @@ def test_a_one_sided_probe_stays_where_curvature_does_not_tell() -> None:
 
 
 def test_epsilon_stays_where_slopes_are_straight() -> None:
-    """sin(w sqrt(d) / 0.03): straight for steps well below 0.03 only."""
+    """sin(w / 0.03), not where it does not bend: straight for steps well below 0.03 only."""
 
     class Wave(Plain):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.sin(self.weight[0] / 0.03).expand(len(x)) + 2
+            return torch.sin(self.weight[0] / 0.03 + 0.3).expand(len(x)) + 2
 
     found = ZO(Wave(1), direction="rademacher", queries=1, estimator="two_sided", rows="shared").calibrate(
         lambda m, b: m(b), torch.zeros(2, 1)
@@ -123,6 +123,31 @@ def test_later_curvature_is_a_running_mean() -> None:
         found = opt.calibrate(lambda m, b: m(b) * b.mean(), steep if i < 10 else flat, before=found)
         lrs.append(found.lr)
     assert lrs[29] == pytest.approx(lrs[7], rel=0.02), "less than at first it is never taken to be"
+
+
+@pytest.mark.parametrize("normaliser", ["none", "rms", "std"])
+def test_a_rule_that_divides_slopes_by_their_size_has_lr_follow_it(normaliser: str) -> None:
+    """A loss whose slopes are a quarter, and bend as before, from the tenth batch on."""
+
+    class Bowl(Plain):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (self.weight - x.mean()).square().sum().expand(len(x))
+
+    opt = ZO(Bowl(20), direction="rademacher", queries=8, rows="shared", estimator="two_sided", normaliser=normaliser)
+    found, lrs, slopes = None, list[float](), list[float]()
+    for i in range(60):
+        found = opt.calibrate(lambda m, b: m(b), torch.full((4, 1), 1.0 if i < 10 else 0.25), before=found)
+        lrs.append(found.lr)
+        slopes.append(found.slope)
+    assert slopes[59] == pytest.approx(slopes[9] / 4, rel=0.1)
+    assert lrs[59] == pytest.approx(lrs[9] / (1 if normaliser == "none" else 4), rel=0.1)
+
+
+def test_a_loss_that_does_not_bend_is_refused() -> None:
+    opt = ZO(Plain(20), direction="rademacher")
+    with pytest.raises(FloatingPointError, match="must bend along random directions"):
+        opt.calibrate(lambda m, b: 0 * m(b), torch.zeros(4, 1))
+    assert opt.param_groups[0]["lr"] == opt.options.lr
 
 
 def test_a_closure_is_enough() -> None:

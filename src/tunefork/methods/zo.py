@@ -212,6 +212,7 @@ class ZerothOrder:
         self.epsilon = recipe.zo.epsilon
         self.calibrates = recipe.zo.calibrate is True
         self.found: Calibration | None = None
+        self.held = False  # a given rate was too high, as far as was said
         self.told = False  # how losses are evaluated: known at the first step that the trajectory does not have
         self.rows = BatchRows()
 
@@ -232,8 +233,10 @@ class ZerothOrder:
                     losses, *batches, rows=self.rows, objective=self.objective, before=self.found, epsilon=self.epsilon
                 )
                 self.found, spent = found, found.forwards
-                if found.batches in (1, BATCHES):
+                holds = self.peak_given and found.lr < self.peak
+                if found.batches in (1, BATCHES) or (holds and not self.held):
                     notes = (f"Calibration: {found.reason}{self._held(found)}",)
+                self.held |= holds
             rate = learning_rate * self._scale()
             value = self.optimizer.step_batch(losses, *batches, rows=self.rows, lr=rate, objective=self.objective)
         except ArithmeticError as error:
@@ -285,10 +288,11 @@ class ZerothOrder:
 
     def state(self) -> dict[str, torch.Tensor]:
         found = [] if self.found is None else [getattr(self.found, name) for name in _MEASURED]
-        return {"told": torch.tensor(self.told), "calibration": torch.tensor(found, dtype=torch.float64)}
+        said = torch.tensor([self.told, self.held])
+        return {"said": said, "calibration": torch.tensor(found, dtype=torch.float64)}
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        self.told, found = bool(state["told"]), state["calibration"].tolist()
+        (self.told, self.held), found = state["said"].tolist(), state["calibration"].tolist()
         if found:
             known: dict[str, Any] = dict(zip(_MEASURED, found, strict=True))
             known |= {name: int(known[name]) for name in ("forwards", "batches")}

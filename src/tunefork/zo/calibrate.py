@@ -49,7 +49,7 @@ class Calibration:
     epsilon: float
     lr: float
     slope: float  # root mean square of the projected gradients
-    curvature: float  # size of z^T H z: of its mean over directions, and that's standard error; mean over batches
+    curvature: float  # of z^T H z: size of its mean over directions plus that one's standard error; mean over batches
     noise: float  # standard deviation of one loss from rounding; not asked of a metric
     share: float  # part of the slopes' square that the rows agree on
     forwards: int
@@ -61,7 +61,7 @@ class Calibration:
 def calibrate(engine: Engine, make_probe: Callable[[], Probe], rule: Rule, given: float | None = None) -> Calibration:
     """Chooses epsilon, where none is `given`, and lr for a loss; the model is left as it is.
 
-    Raises FloatingPointError where the loss is finite at no epsilon.
+    Raises FloatingPointError where the loss is finite at no epsilon, or does not bend.
     """
     ladder = LADDER if given is None else (given,)
     slopes, bend, rows, forwards = _along(engine, make_probe, LAST, ladder)
@@ -71,6 +71,11 @@ def calibrate(engine: Engine, make_probe: Callable[[], Probe], rule: Rule, given
         raise FloatingPointError("The loss must be finite near the weights. Received none that is, at any epsilon.")
     chosen, noise, size, bias = _epsilon(np.array(ladder), slope, bend, usable, engine.estimator.span)
     curvature = _size(bend[chosen])
+    if not curvature:
+        raise FloatingPointError(
+            "The loss must bend along random directions for a learning rate to be measured. Received one that does "
+            f"not, at epsilon {ladder[chosen]:g}. Try a larger zo.epsilon, or zo.calibrate=false with a rate."
+        )
     share = rows * _ROW_SHARE / (1 + rows * _ROW_SHARE)
     lr = suited_lr(engine.queries, share, curvature, rule, [s[chosen] for s in slopes])
     epsilon = float(f"{ladder[chosen]:.2g}") if given is None else given
@@ -86,17 +91,27 @@ def calibrate(engine: Engine, make_probe: Callable[[], Probe], rule: Rule, given
     return Calibration(epsilon, lr, size, curvature, noise, share, forwards, reason)
 
 
-def refined(found: Calibration, engine: Engine, make_probe: Callable[[], Probe]) -> Calibration:
-    """With the curvature on one more batch; lr follows from it, epsilon stays. `forwards` are this batch's."""
-    _, bend, _, forwards = _along(engine, make_probe, LAST - found.batches * _DIRECTIONS, (found.epsilon,))
+def refined(found: Calibration, engine: Engine, make_probe: Callable[[], Probe], rule: Rule) -> Calibration:
+    """With the curvature on one more batch; lr follows from it, epsilon stays. `forwards` are this batch's.
+
+    Where a rule divides slopes by their size, lr follows that too.
+    """
+    slopes, bend, _, forwards = _along(engine, make_probe, LAST - found.batches * _DIRECTIONS, (found.epsilon,))
     batches = found.batches + 1
-    curvature = max(found.least, found.curvature + (_size(bend[0]) - found.curvature) / min(batches, BATCHES))
+    weight = 1 / min(batches, BATCHES)
+    curvature = max(found.least, found.curvature + weight * (_size(bend[0]) - found.curvature))
+    slope = math.hypot(math.sqrt(1 - weight) * found.slope, math.sqrt(weight * float(np.mean(np.square(slopes)))))
     least = curvature if batches == BATCHES else found.least
     if not math.isfinite(curvature):
         raise FloatingPointError(f"The loss must be finite near the weights. Received one that is not: {bend[0]}.")
-    lr = float(f"{found.lr * found.curvature / max(curvature, 1e-30):.3g}")
+    lr = found.lr * found.curvature / curvature
+    if rule.normaliser != "none":
+        lr *= slope / (found.slope or 1.0)
+    lr = float(f"{lr:.3g}")
     reason = f"lr {lr:g} is what suits the curvature on {batches} batches, {curvature:.3g} along a direction."
-    return replace(found, lr=lr, curvature=curvature, batches=batches, least=least, forwards=forwards, reason=reason)
+    return replace(
+        found, lr=lr, slope=slope, curvature=curvature, batches=batches, least=least, forwards=forwards, reason=reason
+    )
 
 
 def suited_lr(queries: int, share: float, curvature: float, rule: Rule, slopes: Sequence[np.ndarray]) -> float:

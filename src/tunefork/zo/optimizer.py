@@ -252,7 +252,7 @@ class ZO(torch.optim.Optimizer):
             return BatchProbe(self.model, loss, batches, rows or TensorRows(), self.stacking, objective)
 
         if before is not None:
-            found = refined(before, self.engine, probe)
+            found = refined(before, self.engine, probe, self.options.rule)
         else:
             choose = calibrate if objective is None else calibrate_metric
             found = choose(self.engine, probe, self.options.rule, epsilon)
