@@ -116,6 +116,11 @@ NAMES = (
         lambda p: ["compare", *p.train("--methods", "hosted/lora")[1:]],
         ("of a method that trains here", "Try lora"),
     ),
+    Case(
+        "a method without an adapter to compare",
+        lambda p: ["compare", *p.train("--methods", "zo,lora")[1:]],
+        ("Received 'zo'. Try zo/none.",),
+    ),
     Case("metric misspelt", set_("task.metric", "acuracy"), ("Did you mean `accuracy`?",)),
     Case("layout misspelt", lambda p: p.train("--layout", "opnai"), ("Did you mean `openai`?",)),
     Case("baseline misspelt", set_("evaluate.baselines", "[majorty]"), ("Did you mean `majority`?",)),

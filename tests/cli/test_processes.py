@@ -119,13 +119,14 @@ def test_a_signal_while_the_command_still_loads_exits_130_without_a_traceback(st
 
 
 @pytest.mark.slow
-def test_a_comparison_that_is_interrupted_keeps_its_cells_and_goes_on(place: Place) -> None:
+@pytest.mark.parametrize("first", ["none", "zo/none"])
+def test_a_comparison_that_is_interrupted_keeps_its_cells_and_goes_on(first: str, place: Place) -> None:
     """The signal comes to the command alone, as from `kill`; each process that it started ends with it."""
-    more = ("--max-steps", 300, "--set", "evaluate.baselines=[majority]", "--methods", "none,lora")
+    more = ("--max-steps", 300, "--set", "evaluate.baselines=[majority]", "--methods", f"{first},lora")
     command = [*TUNEFORK, "compare", *map(str, place.train(*more)[1:])]
     comparing = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings())
     out = place.folder / "out"
-    log, kept = out / "cells" / "none" / "log.jsonl", out / "comparison.json"
+    log, kept = out / "cells" / first.replace("/", "-") / "log.jsonl", out / "comparison.json"
     started = time.monotonic()
     while not (log.exists() and '"step", "loss"' in log.read_text()) and time.monotonic() - started < 100:
         time.sleep(0.05)
@@ -141,7 +142,7 @@ def test_a_comparison_that_is_interrupted_keeps_its_cells_and_goes_on(place: Pla
     assert again.returncode == 0, again.stderr
     assert [(c["name"], c["error"]) for c in json.loads(again.stdout)["cells"]] == [
         ("majority", None),
-        ("none", None),
+        (first, None),
         ("lora", None),
     ]
     assert (out / "cells" / "majority" / "predictions" / "test.jsonl").stat().st_mtime_ns == before

@@ -24,7 +24,7 @@ from tunefork.errors import (
 from tunefork.evaluate.stored import read_predictions
 from tunefork.evaluate.summary import compare_predictions
 from tunefork.files import make_folder, write_json
-from tunefork.methods import check_settings, method_info
+from tunefork.methods import check_settings, list_methods, method_info
 from tunefork.metrics import Paired
 from tunefork.models import check_support
 from tunefork.recipe import Recipe, make_recipe
@@ -186,11 +186,10 @@ def _changes(recipe: Recipe, name: str) -> dict[str, Any]:
     method = method or recipe.train.method
     allowed = method_info(method).adapters
     if adapter not in allowed:
+        whole = {info.name: f"{info.name}/{info.adapters[0]}" for info in list_methods() if info.adapters}
+        instead = did_you_mean(adapter, allowed) or f" Try {whole.get(adapter, 'lora')}."
         adapters = f"with an adapter of {', '.join(allowed)}" if allowed else "of a method that trains here"
-        raise RecipeError(
-            f"A method must be an adapter, or METHOD/ADAPTER, {adapters}. "
-            f"Received {name!r}.{did_you_mean(adapter, allowed) or ' Try lora.'}"
-        )
+        raise RecipeError(f"A method must be an adapter, or METHOD/ADAPTER, {adapters}. Received {name!r}.{instead}")
     tree = recipe.model_dump(mode="json")
     if method != recipe.train.method:
         tree["zo"] = ZoSection().model_dump(mode="json")
