@@ -52,7 +52,7 @@ from tunefork.recipe.schema import TrainSection
 from tunefork.tasks import row_losses
 from tunefork.tasks.loss import row_scores
 from tunefork.train.prepare import Job, prepare
-from tunefork.train.sampler import Sampler
+from tunefork.train.sampler import sampler_of
 from tunefork.train.schedule import learning_rate
 from tunefork.workflows import finetune
 from tunefork.zo import ZO
@@ -61,7 +61,7 @@ from tunefork.zo.options import preset_of
 READ_AT = (0.1, 0.25, 0.5, 1.0)
 BUDGETS = {"default": (0.1, 1 / 3, 1.0)}  # shares of the budget that are runs of their own
 BATCH = 16
-SIZES = {"default": preset_of("default").batch}  # rows of its step, which sees each along many directions
+PRESETS = {"default": preset_of("default")}  # which rows a step sees, where the method says
 SCHEDULE: dict[str, Any] = {"schedule": TrainSection().schedule, "warmup": TrainSection().warmup}
 WORDS = {"DESC": "meaning", "ENTY": "thing", "ABBR": "letters", "HUM": "person", "LOC": "place", "NUM": "count"}
 """TREC's classes as words of one token each in the embedded model, so that a row is one sequence."""
@@ -81,9 +81,13 @@ class Bed:
     job: Job
     model: torch.nn.Module
 
-    def batches(self, seed: int, size: int = BATCH) -> Iterator[Batch]:
-        rows = self.job.rendered["train"]
-        sampler = Sampler(len(rows), size, seed)
+    def batches(self, seed: int, method: str) -> Iterator[Batch]:
+        rows, preset = self.job.rendered["train"], PRESETS.get(method)
+        options = {
+            "batch_size": preset.batch if preset else BATCH,
+            "sampling": preset.sampling if preset else "shuffled",
+        }
+        sampler = sampler_of(rows, self.job.recipe.train.model_copy(update=options), seed)
         step = 0
         while True:
             yield self.job.renderer.batch([rows[i] for i in sampler.step(step)], learn=True).to(self.job.device)
@@ -271,7 +275,7 @@ def run(bed: Bed, method: str, lr: float, seed: int, budget: int, seconds: float
     step, said = METHODS[method](bed, model, lr, seed)
     looks, used, spent = [], 0, 0.0
     marks = [budget * share for share in READ_AT]
-    for batch in bed.batches(seed, SIZES.get(method, BATCH)):
+    for batch in bed.batches(seed, method):
         started = time.perf_counter()
         try:
             used += step(batch, used / budget)

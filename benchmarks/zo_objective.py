@@ -35,7 +35,7 @@ from tunefork.recipe import Recipe, make_recipe
 from tunefork.render import Rendered
 from tunefork.tasks import Prediction, row_losses
 from tunefork.train.prepare import Job, prepare
-from tunefork.train.sampler import Sampler, micro_batches
+from tunefork.train.sampler import micro_batches, sampler_of
 
 HEAD_ROWS = 300
 TIMED = 10  # steps of each goal that say how many row-forwards a second there are
@@ -74,7 +74,7 @@ class Run:
         chosen = job.recipe.model_copy(update={"seed": seed})
         objective = make_objective(chosen.zo.objective, job.asking(), rows)
         self.method = make_method(self.model, chosen, objective=objective)
-        self.sampler = Sampler(len(rows), int(chosen.train.batch_size), seed)
+        self.sampler = sampler_of(rows, chosen.train, seed)
         self.steps, self.forwards, self.notes = 0, 0, []
 
     def step(self, share: float) -> None:

@@ -103,13 +103,14 @@ def test_every_kind_of_prediction(
         else "both sides"
     )
     assert mode in done.result["train"]["notes"][-1]
-    assert all(s["objective"] <= 0 if objective == "absolute_smd" else s["objective"] >= 0 for s in steps(done.path))
+    values = [s["objective"] for s in steps(done.path)]
+    assert all(v <= 0 if objective == "absolute_smd" else v >= 0 for v in values)
 
 
 @pytest.mark.parametrize(
     ("objective", "preset", "rows", "estimator"),
     [
-        ("loss", "default", 2, "one_sided"),
+        ("loss", "default", 6, "one_sided"),
         ("loss", "mezo", 16, "two_sided"),
         ("accuracy", "default", 16, "two_sided"),
         ("macro_f1", "default", 22, "two_sided"),
@@ -124,6 +125,7 @@ def test_a_goal_has_the_rows_and_sides_that_suit_it(
         recipe(tiny("bert"), tmp_path, {"name": "classification", "form": "head"}, objective, zo=zo, train=train)
     )
     assert done.result["recipe"]["train"]["batch_size"] == rows
+    assert done.result["recipe"]["train"]["sampling"] == ("shuffled" if preset == "mezo" else "stratified")
     assert Reader(done.path / "trajectory").header.run["options"]["estimator"] == estimator
 
 

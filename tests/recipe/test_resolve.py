@@ -33,6 +33,7 @@ SITUATIONS: Any = st.builds(
     layout=st.sampled_from(["columns", "text", "openai"]),
     targets=st.just(lambda: ["q_proj", "v_proj"]),
     needs_backward=st.booleans(),
+    usual_batch=st.sampled_from([(16, "", "shuffled"), (6, "few", "stratified")]),
 )
 
 
@@ -123,6 +124,24 @@ def test_a_head_start_needs_a_head() -> None:
     assert resolve(recipe, replace(CAUSAL, form="head")).recipe.train.head_start == "random"
     with pytest.raises(RecipeError, match="head_start"):
         resolve(recipe, CAUSAL)
+
+
+def test_stratified_sampling_needs_a_right_candidate_a_row() -> None:
+    usual = replace(CAUSAL, usual_batch=(6, "", "stratified"))
+    text = {"form": "text"}
+    assert resolve(make_recipe({"task": "sst2"}), usual).recipe.train.sampling == "stratified"
+    assert resolve(make_recipe({"task": "sst2"}), CAUSAL).recipe.train.sampling == "shuffled"
+    assert resolve(make_recipe({"task": "generation"}), replace(usual, **text)).recipe.train.sampling == "shuffled"
+    asked = {"train": {"sampling": "stratified"}}
+    assert resolve(make_recipe({"task": "sst2", **asked}), CAUSAL).recipe.train.sampling == "stratified"
+    with pytest.raises(RecipeError, match=r"train\.sampling"):
+        resolve(make_recipe({"task": "generation", **asked}), replace(CAUSAL, **text))
+
+
+def test_a_null_rate_is_filled_for_back_propagation_and_stays_for_zo() -> None:
+    asked = make_recipe({"task": "sst2", "train": {"learning_rate": None}})
+    assert resolve(asked, CAUSAL).recipe.train.learning_rate
+    assert resolve(asked, replace(CAUSAL, needs_backward=False)).recipe.train.learning_rate is None
 
 
 def test_what_has_no_use_is_null_and_comes_back_with_another_adapter_or_task() -> None:

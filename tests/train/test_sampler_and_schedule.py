@@ -26,6 +26,40 @@ def test_a_step_does_not_depend_on_the_steps_before(rows: int, batch: int, step:
     assert used.step(step) == Sampler(rows, batch, 7).step(step)
 
 
+Labels = st.lists(st.integers(0, 5), min_size=1, max_size=60)
+
+
+@given(Labels, st.integers(1, 20), st.integers(0, 5))
+def test_stratified_every_epoch_sees_every_row_once_and_every_step_each_label_in_proportion(
+    labels: list[int], batch: int, seed: int
+) -> None:
+    sampler = Sampler(len(labels), batch, seed, labels)
+    for epoch in range(3):
+        steps = range(epoch * sampler.steps_per_epoch, (epoch + 1) * sampler.steps_per_epoch)
+        batches = [sampler.step(step) for step in steps]
+        assert sorted(i for rows in batches for i in rows) == list(range(len(labels)))
+        for rows in batches:
+            assert 0 <= max(map(len, batches)) - len(rows) <= 1
+            for label in set(labels):
+                exact = labels.count(label) / sampler.steps_per_epoch
+                assert abs(sum(labels[i] == label for i in rows) - exact) < 1
+        assert (
+            [sampler.step(step) for step in steps]
+            == batches
+            == [Sampler(len(labels), batch, seed, labels).step(s) for s in steps]
+        )
+
+
+@given(st.integers(0, 5))
+def test_stratified_rows_that_meet_are_drawn_anew(seed: int) -> None:
+    labels = [i % 3 for i in range(90)]
+    sampler = Sampler(90, 6, seed, labels)
+    epochs = [{frozenset(sampler.step(15 * epoch + i)) for i in range(15)} for epoch in range(3)]
+    assert all(len(one & other) < 5 for one, other in ((epochs[0], epochs[1]), (epochs[1], epochs[2])))
+    firsts = [[sampler.step(15 * epoch)[0] for epoch in range(20)]]
+    assert len(set(firsts[0])) > 5
+
+
 def test_epochs_and_seeds_differ() -> None:
     one = Sampler(50, 50, 0)
     assert one.step(0) != one.step(1)

@@ -139,8 +139,8 @@ def test_a_rule_that_divides_slopes_by_their_size_has_lr_follow_it(normaliser: s
         found = opt.calibrate(lambda m, b: m(b), torch.full((4, 1), 1.0 if i < 10 else 0.25), before=found)
         lrs.append(found.lr)
         slopes.append(found.slope)
-    assert slopes[59] == pytest.approx(slopes[9] / 4, rel=0.1)
-    assert lrs[59] == pytest.approx(lrs[9] / (1 if normaliser == "none" else 4), rel=0.1)
+    assert slopes[59] == pytest.approx(slopes[9] / 4, rel=0.3)
+    assert lrs[59] == pytest.approx(lrs[9] / (1 if normaliser == "none" else 4), rel=0.3)
 
 
 def test_a_loss_that_does_not_bend_is_refused() -> None:

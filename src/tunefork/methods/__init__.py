@@ -11,7 +11,7 @@ import torch
 
 from tunefork.errors import RecipeError, did_you_mean
 from tunefork.methods import backprop, zo
-from tunefork.methods.base import Method, MethodInfo, Objective, RowLosses, StepResult
+from tunefork.methods.base import Method, MethodInfo, Objective, RowLosses, StepResult, UsualBatch
 from tunefork.recipe.schema import Recipe
 
 
@@ -20,7 +20,7 @@ class _Entry:
     info: MethodInfo
     make: Callable[[torch.nn.Module, Recipe, Path | None, Mapping[str, Any] | None, Objective | None], Method]
     check: Callable[[Recipe], None]
-    batch: Callable[[Recipe, bool], tuple[int, str]]
+    batch: Callable[[Recipe, bool], UsualBatch]
 
 
 _REGISTRY = {m.INFO.name: _Entry(m.INFO, m.make, m.check_settings, m.usual_batch) for m in (backprop, zo)}
@@ -66,8 +66,8 @@ def check_settings(recipe: Recipe) -> None:
     _local(recipe).check(recipe)
 
 
-def usual_batch(recipe: Recipe, mean: bool) -> tuple[int, str]:
-    """Rows a step where the recipe says none, and why. `mean`: what is trained for is a mean over rows."""
+def usual_batch(recipe: Recipe, mean: bool) -> UsualBatch:
+    """What a step sees where the recipe does not say. `mean`: what is trained for is a mean over rows."""
     return _local(recipe).batch(recipe, mean)
 
 
@@ -97,6 +97,7 @@ __all__ = [
     "Objective",
     "RowLosses",
     "StepResult",
+    "UsualBatch",
     "check_settings",
     "list_methods",
     "make_method",

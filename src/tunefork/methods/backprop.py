@@ -11,7 +11,7 @@ import torch
 
 from tunefork.batch import Batch
 from tunefork.errors import RecipeError, TrainingError
-from tunefork.methods.base import BATCH, MethodInfo, Objective, RowLosses, StepResult
+from tunefork.methods.base import MethodInfo, Objective, RowLosses, StepResult, UsualBatch
 from tunefork.models import load_trainable_state, trainable_state
 from tunefork.recipe.schema import Recipe, ZoSection
 
@@ -28,9 +28,8 @@ _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FIRST_SCALE, _GROW_AFTER = 2.0**14, 200
 
 
-def usual_batch(recipe: Recipe, mean: bool) -> tuple[int, str]:
-    """Rows a step where the recipe says none, and why."""
-    return BATCH, ""
+def usual_batch(recipe: Recipe, mean: bool) -> UsualBatch:
+    return UsualBatch()
 
 
 def check_settings(recipe: Recipe) -> None:

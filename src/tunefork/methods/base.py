@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -14,10 +14,15 @@ from tunefork.zo import Objective
 RowLosses = Callable[[torch.nn.Module, Batch], torch.Tensor]
 """A task's loss: (model, batch) -> fp32 sums [rows]. A step's loss is sum(losses) / sum(batch.weights)."""
 
-BATCH = 16
-"""Rows a step, where nothing speaks for another number."""
+__all__ = ["Method", "MethodInfo", "Objective", "RowLosses", "StepResult", "UsualBatch"]
 
-__all__ = ["BATCH", "Method", "MethodInfo", "Objective", "RowLosses", "StepResult"]
+
+class UsualBatch(NamedTuple):
+    """What a step sees where the recipe does not say: so many rows, why, and which (`train.sampling`)."""
+
+    rows: int = 16
+    why: str = ""
+    sampling: str = "shuffled"
 
 
 @dataclass(frozen=True, slots=True)

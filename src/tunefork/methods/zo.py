@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from tunefork.batch import Batch
 from tunefork.errors import MissingFileError, RecipeError, RunError, TrainingError, UnsupportedError
-from tunefork.methods.base import BATCH, MethodInfo, Objective, RowLosses, StepResult
+from tunefork.methods.base import MethodInfo, Objective, RowLosses, StepResult, UsualBatch
 from tunefork.models import add_factors, autocast, load_trainable_state, trainable_state
 from tunefork.recipe.schema import Recipe, TrainSection, ZoSection
 from tunefork.zo import ZO, Calibration, Reader, TrajectoryError
@@ -62,12 +62,14 @@ def check_settings(recipe: Recipe) -> None:
         raise RecipeError(f"zo: {error}") from None
 
 
-def usual_batch(recipe: Recipe, mean: bool) -> tuple[int, str]:
-    """Rows a step where the recipe says none, and why. `mean`: the objective is a mean over rows."""
+def usual_batch(recipe: Recipe, mean: bool) -> UsualBatch:
+    """`mean`: the objective is a mean over rows."""
+    preset, usual = preset_of(recipe.zo.preset), UsualBatch()
     if not mean:
-        return 64, "of few rows the objective says little"
-    rows = preset_of(recipe.zo.preset).batch if recipe.zo.objective == _LOSS else BATCH
-    return rows, "" if rows >= BATCH else "rows differ less from each other than directions do, so few see many"
+        return UsualBatch(64, "of few rows the objective says little", preset.sampling)
+    rows = preset.batch if recipe.zo.objective == _LOSS else usual.rows
+    why = "" if rows >= usual.rows else "rows differ less from each other than directions do, so few see many"
+    return UsualBatch(rows, why, preset.sampling)
 
 
 def make(

@@ -38,7 +38,7 @@ class Situation:
     baselines: tuple[str, ...]  # that fit the task
     checkpointing_needed: bool  # the forecast without activation checkpointing does not fit
     needs_backward: bool = True  # the method computes gradients
-    usual_batch: tuple[int, str] = (16, "")  # rows a step, of what is trained for by what method, and why
+    usual_batch: tuple[int, str, str] = (16, "", "shuffled")  # rows a step, why, and how drawn, by the method
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
             fill("adapter.targets", tuple(now.targets()), "every linear layer in the blocks")
     for path in ("adapter.alpha", "adapter.targets"):
         fill(path, None, f"not read by {adapter} with this method")
-    _refuse_unread(recipe, adapter, is_lora, now)
+    _refuse_unread(recipe, adapter, is_lora, now, asked)
 
     if now.needs_backward:
         fill("train.learning_rate", *_learning_rate(adapter, now.parameters))
@@ -115,9 +115,13 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
         why = "learning rate and epsilon are " + ("given" if given else "not both given; what is not is measured")
         calibrate = fill("zo.calibrate", not given, why)
         fill("train.learning_rate", None, "what the calibration measures" if calibrate else "the preset's")
-    rows, because = now.usual_batch
+    rows, because, sampling = now.usual_batch
     why = f"{rows} rows, or all of them when there are fewer" + f": {because}" * bool(because)
     batch = fill("train.batch_size", min(rows, max(1, now.train_rows)), why)
+    if not asked or sampling == "shuffled":
+        fill("train.sampling", "shuffled", "a fresh order every epoch")
+    else:
+        fill("train.sampling", sampling, "slopes differ less where every step has the labels in proportion")
     budget = 4096 if now.device == "cpu" else 16384
     rows = max(1, budget // max(1, now.longest * now.sequences_per_row))
     micro = min(batch, 2 ** int(math.log2(rows)))
@@ -144,7 +148,7 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
     return Resolved(Recipe.model_validate(tree), tuple(reasons), steps, per_epoch)
 
 
-def _refuse_unread(recipe: Recipe, adapter: str, is_lora: bool, now: Situation) -> None:
+def _refuse_unread(recipe: Recipe, adapter: str, is_lora: bool, now: Situation, asked: bool) -> None:
     """Raises RecipeError for the first setting that was given and that nothing would read."""
     own, default = recipe.adapter, AdapterSection()
     for name in ("rank", "alpha", "dropout", "targets", "prefix_tokens"):
@@ -164,6 +168,11 @@ def _refuse_unread(recipe: Recipe, adapter: str, is_lora: bool, now: Situation) 
                 f"`data.{name}` is a share of the training rows, for want of a file. Received {share:g} beside "
                 f"`data.{split}`. Try one of the two."
             )
+    if recipe.train.sampling == "stratified" and not asked:
+        raise RecipeError(
+            "`train.sampling` must have one right candidate a row to go by. Received 'stratified' for a task of the "
+            f"form {now.form}. Try leaving it out."
+        )
     if recipe.train.head_start != "probe" and now.form != "head":
         raise RecipeError(
             f"`train.head_start` must have a head to start. Received {recipe.train.head_start!r} for a task of the "

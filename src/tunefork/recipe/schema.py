@@ -173,6 +173,9 @@ class TrainSection(Section):
     max_grad_norm: float | None = Field(default=1.0, gt=0, description="clip the gradient to this norm; null: never")
     batch_size: Annotated[int, Field(ge=1)] | Auto = Field(default="auto", description="rows a step")
     micro_batch_size: Annotated[int, Field(ge=1)] | Auto = Field(default="auto", description="rows a forward pass")
+    sampling: Literal["shuffled", "stratified"] | Auto = Field(
+        default="auto", description="rows of a step: as they come, or with the labels in the proportions of all rows"
+    )
     epochs: Annotated[float, Field(gt=0)] | Auto = Field(default="auto", description="passes over the training rows")
     max_steps: int | None = Field(
         default=None, ge=1, le=10**9, description="stop after this many steps, whatever epochs says"

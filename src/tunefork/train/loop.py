@@ -17,7 +17,7 @@ from tunefork.render import Rendered, Renderer
 from tunefork.run import RunFolder
 from tunefork.train.checkpoint import Loaded, environment, environment_differences, load_step, save_checkpoint
 from tunefork.train.interrupt import Interrupt
-from tunefork.train.sampler import Sampler, micro_batches
+from tunefork.train.sampler import micro_batches, sampler_of
 from tunefork.train.schedule import learning_rate
 
 
@@ -89,7 +89,7 @@ def train(
     everything up to the last finished step is saved.
     """
     options, device = recipe.train, next(model.parameters()).device
-    sampler = Sampler(len(rows), int(options.batch_size), recipe.seed)
+    sampler = sampler_of(rows, options, recipe.seed)
     lengths = [len(r.ids) for r in rows]
     progress = Progress()
     fingerprint = fingerprint_rows(rows)

@@ -18,7 +18,7 @@ from tunefork.models import autocast, torch_dtype
 from tunefork.render import Rendered
 from tunefork.tasks import row_losses, row_scores
 from tunefork.train.prepare import Job
-from tunefork.train.sampler import Sampler, micro_batches
+from tunefork.train.sampler import micro_batches, sampler_of
 from tunefork.train.simulation import Simulation, Work
 
 _MOST_STEPS = 5000  # looked at one by one; a longer run has the same batches again
@@ -49,7 +49,7 @@ class Looks:
 def plan_batches(job: Job) -> BatchPlan:
     """The micro-batches training will form, in the order it will form them."""
     options, rows = job.recipe.train, job.rendered["train"]
-    sampler = Sampler(len(rows), int(options.batch_size), job.recipe.seed)
+    sampler = sampler_of(rows, options, job.recipe.seed)
     lengths = [len(r.ids) for r in rows]
     looked_at = min(job.resolved.steps, _MOST_STEPS)
     steps = [micro_batches(sampler.step(s), lengths, int(options.micro_batch_size)) for s in range(looked_at)]

@@ -137,7 +137,7 @@ def _along(
     [epsilons, directions], rows of a query, forwards."""
     one_sided, span = 0 in engine.estimator.signs, engine.estimator.span
     slopes, bends, rows, forwards = [], [], 0, 0
-    for step in range(last, last - max(2, -(-_DIRECTIONS // engine.queries)), -1):
+    for step in range(last, last - -(-_DIRECTIONS // engine.queries), -1):
         with Uninterrupted() as signals:
             middle = engine.measure(make_probe(), signals, (0, 0), step, ladder[0])
             sides = [engine.measure(make_probe(), signals, (1, -1), step, epsilon) for epsilon in ladder]

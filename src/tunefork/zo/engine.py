@@ -72,7 +72,8 @@ class Engine:
                     f"The losses of both sides must be finite. Received {measured.first} and {measured.second} in step "
                     f"{self.steps}. Try a smaller lr than {lr:g}, or a smaller epsilon than {epsilon:g}."
                 )
-            loss = float(np.float32(np.sum(measured.shares * here)))  # as the log holds it
+            loss = np.sum(measured.shares * here) if measured.here is None else measured.here
+            loss = float(np.float32(loss))  # as the log holds it
             gradients = (slopes * (measured.shares * self.queries)).astype(np.float32)
             moving = lr if gradients.any() else 0.0  # where all sides tie nothing is known, and nothing changes
             terms = self.updates.next(gradients).terms(self.steps, moving, weight_decay)

@@ -19,6 +19,7 @@ class Measured:
     shares: np.ndarray
     forwards: int  # rows (of a closure: batches) times evaluations
     by_row: Callable[[int], np.ndarray] | None  # [rows] of a query: each one's part in `first - second`, their mean
+    here: float | None = None  # an objective's loss where the model stands, if it was looked at there
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,7 +189,8 @@ class ZO(torch.optim.Optimizer):
             lr: of this step; None: the param group's.
             objective: raised in place of lowering the losses. A step in which all its sides tie changes nothing.
 
-        Returns the mean of the losses on the two sides; with an objective, of its value with a minus.
+        Returns the mean of the losses on the two sides; with an objective, of its value with a minus, or this where the
+        model stands if that was looked at.
         """
         return self._step(BatchProbe(self.model, loss_fn, batches, rows or TensorRows(), self.stacking, objective), lr)
 

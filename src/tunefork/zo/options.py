@@ -83,7 +83,7 @@ class Options:
 class Preset:
     """A named choice of options and where it comes from.
 
-    batch: rows of a step that it is made for.
+    batch, sampling: rows of a step that it is made for, `shuffled` or, where they have labels, `stratified`.
     metric: options that take others' place where a metric is raised, not a loss lowered.
     """
 
@@ -91,6 +91,7 @@ class Preset:
     summary: str
     paper: str
     batch: int = 16
+    sampling: str = "shuffled"
     metric: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -102,7 +103,7 @@ def presets() -> dict[str, Preset]:
         if file.name.endswith(".yaml"):
             name = file.name.removesuffix(".yaml")
             data = yaml.safe_load(file.read_text(encoding="utf-8"))
-            own = {key: data.pop(key) for key in ("summary", "paper", "batch", "metric") if key in data}
+            own = {key: data.pop(key) for key in ("summary", "paper", "batch", "sampling", "metric") if key in data}
             found[name] = Preset(name, options=data, **own)
     return found
 

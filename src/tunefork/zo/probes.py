@@ -168,14 +168,17 @@ class BatchProbe:
             start = stop
 
         def side(query: int, sign: int) -> list[Any]:
-            return found[query if sign else 0, sign] if shares[query][0] < shares[query][1] else []
+            if not sign:
+                return found[0, 0]
+            return found[query, sign] if shares[query][0] < shares[query][1] else []
 
         if objective is None:
             weights = _numbers(torch.cat([self.reader.weights(batch) for batch in self.batches]))
             sides, part, by_row = of_losses(side, signs, shares, weights, show.split)
         else:
             sides, part, by_row = of_answers(objective, side, signs, shares, show.split)
-        return Measured(sides[0], sides[1], part, self.forwards, by_row)
+        here = objective.loss(found[0, 0]) if objective is not None and (0, 0) in found else None
+        return Measured(sides[0], sides[1], part, self.forwards, by_row, here)
 
     def _micro(self, batch: Any, count: int, lanes: list[Lane], show: Show) -> list[tuple[Lane, list[Any]]]:
         """Each lane's losses or answers on one micro-batch."""
