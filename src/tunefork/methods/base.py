@@ -18,11 +18,12 @@ __all__ = ["Method", "MethodInfo", "Objective", "RowLosses", "StepResult", "Usua
 
 
 class UsualBatch(NamedTuple):
-    """What a step sees where the recipe does not say: so many rows, why, and which (`train.sampling`)."""
+    """What a step sees where the recipe does not say: how many rows, why, which (`train.sampling`), each how often."""
 
     rows: int = 16
     why: str = ""
     sampling: str = "shuffled"
+    evaluations: int = 1
 
 
 @dataclass(frozen=True, slots=True)

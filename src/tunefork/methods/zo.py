@@ -20,6 +20,7 @@ from tunefork.models import add_factors, autocast, load_trainable_state, trainab
 from tunefork.recipe.schema import Recipe, TrainSection, ZoSection
 from tunefork.zo import ZO, Calibration, Reader, TrajectoryError
 from tunefork.zo.calibrate import BATCHES
+from tunefork.zo.estimators import ESTIMATORS
 from tunefork.zo.options import options_of, preset_of
 
 INFO = MethodInfo(
@@ -65,11 +66,13 @@ def check_settings(recipe: Recipe) -> None:
 def usual_batch(recipe: Recipe, mean: bool) -> UsualBatch:
     """`mean`: the objective is a mean over rows."""
     preset, usual = preset_of(recipe.zo.preset), UsualBatch()
+    options = options_of(preset.name, _changes(recipe.zo, str(recipe.adapter.name)))
+    evaluations = ESTIMATORS[options.estimator].forwards(options.queries if options.rows == "shared" else 1)
     if not mean:
-        return UsualBatch(64, "of few rows the objective says little", preset.sampling)
+        return UsualBatch(64, "of few rows the objective says little", preset.sampling, evaluations)
     rows = preset.batch if recipe.zo.objective == _LOSS else usual.rows
     why = "" if rows >= usual.rows else "rows differ less from each other than directions do, so few see many"
-    return UsualBatch(rows, why, preset.sampling)
+    return UsualBatch(rows, why, preset.sampling, evaluations)
 
 
 def make(

@@ -10,6 +10,8 @@ from typing import Any
 from tunefork.errors import RecipeError
 from tunefork.recipe.schema import AdapterSection, DataSection, EvaluateSection, Recipe
 
+_ROW_FORWARDS = 160_000  # of a zeroth-order run: 5,000 steps of two sides of sixteen rows
+
 OPEN = {("train.learning_rate", None), ("zo.calibrate", None)}
 """Keys whose null is as open as `auto`."""
 
@@ -38,7 +40,7 @@ class Situation:
     baselines: tuple[str, ...]  # that fit the task
     checkpointing_needed: bool  # the forecast without activation checkpointing does not fit
     needs_backward: bool = True  # the method computes gradients
-    usual_batch: tuple[int, str, str] = (16, "", "shuffled")  # rows a step, why, and how drawn, by the method
+    usual_batch: tuple[int, str, str, int] = (16, "", "shuffled", 1)  # rows a step, why, how drawn, evaluations of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
         why = "learning rate and epsilon are " + ("given" if given else "not both given; what is not is measured")
         calibrate = fill("zo.calibrate", not given, why)
         fill("train.learning_rate", None, "what the calibration measures" if calibrate else "the preset's")
-    rows, because, sampling = now.usual_batch
+    rows, because, sampling, evaluations = now.usual_batch
     why = f"{rows} rows, or all of them when there are fewer" + f": {because}" * bool(because)
     batch = fill("train.batch_size", min(rows, max(1, now.train_rows)), why)
     if not asked or sampling == "shuffled":
@@ -127,7 +129,10 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
     micro = min(batch, 2 ** int(math.log2(rows)))
     fill("train.micro_batch_size", micro, f"at most {budget} padded tokens a forward pass")
     per_epoch = max(1, math.ceil(now.train_rows / batch))
-    epochs = fill("train.epochs", *_epochs(per_epoch, tree["train"]["max_steps"], now.needs_backward))
+    epochs = fill(
+        "train.epochs",
+        *_epochs(per_epoch, tree["train"]["max_steps"], None if now.needs_backward else batch * evaluations),
+    )
     steps = max(1, round(epochs * per_epoch))
     if tree["train"]["max_steps"] is not None:
         steps = min(steps, tree["train"]["max_steps"])
@@ -221,11 +226,14 @@ def _learning_rate(adapter: str, parameters: int) -> tuple[float, str]:
     return _two_digits(min(3e-3, max(1e-4, 2e-4 * (1e9 / parameters) ** (1 / 3)))), f"{adapter}, {size}"
 
 
-def _epochs(per_epoch: int, max_steps: int | None, needs_backward: bool) -> tuple[float, str]:
+def _epochs(per_epoch: int, max_steps: int | None, forwards: int | None) -> tuple[float, str]:
+    """`forwards`: row-forwards a step of a method without a backward pass."""
     if max_steps is not None:
         return float(math.ceil(max_steps / per_epoch)), "as many as max_steps needs"
-    if not needs_backward:
-        return float(math.ceil(5000 / per_epoch)), "about 5,000 steps: without gradients it takes many"
+    if forwards is not None:
+        epochs = _ROW_FORWARDS / forwards / per_epoch
+        why = f"about {_ROW_FORWARDS:,} row-forwards: without gradients it takes many"
+        return float(math.ceil(epochs)) if epochs > 1 else max(1e-6, _two_digits(epochs)), why
     epochs = min(10, max(3, math.ceil(300 / per_epoch)))
     return float(epochs), "3 to 10: enough for about 300 steps"
 
