@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tunefork.errors import RecipeError
 from tunefork.recipe import Recipe, all_paths, make_recipe, resolve
-from tunefork.recipe.resolve import Situation
+from tunefork.recipe.resolve import Situation, UsualBatch
 
 SITUATIONS: Any = st.builds(
     Situation,
@@ -33,7 +33,7 @@ SITUATIONS: Any = st.builds(
     layout=st.sampled_from(["columns", "text", "openai"]),
     targets=st.just(lambda: ["q_proj", "v_proj"]),
     needs_backward=st.booleans(),
-    usual_batch=st.sampled_from([(16, "", "shuffled", 1), (6, "few", "stratified", 16)]),
+    usual_batch=st.sampled_from([UsualBatch(), UsualBatch(6, "few", "stratified", 16)]),
 )
 
 
@@ -127,7 +127,7 @@ def test_a_head_start_needs_a_head() -> None:
 
 
 def test_stratified_sampling_needs_a_right_candidate_a_row() -> None:
-    usual = replace(CAUSAL, usual_batch=(6, "", "stratified", 16))
+    usual = replace(CAUSAL, usual_batch=UsualBatch(6, "", "stratified", 16))
     text = {"form": "text"}
     assert resolve(make_recipe({"task": "sst2"}), usual).recipe.train.sampling == "stratified"
     assert resolve(make_recipe({"task": "sst2"}), CAUSAL).recipe.train.sampling == "shuffled"
@@ -138,9 +138,11 @@ def test_stratified_sampling_needs_a_right_candidate_a_row() -> None:
         resolve(make_recipe({"task": "generation", **asked}), replace(CAUSAL, **text))
 
 
-@pytest.mark.parametrize(("rows", "batch", "steps"), [(600, 6, 1700), (600, 12, 850), (67_000, 6, 1667)])
+@pytest.mark.parametrize(
+    ("rows", "batch", "steps"), [(600, 6, 1700), (600, 12, 850), (9_900, 6, 1667), (67_000, 6, 1667)]
+)
 def test_a_run_without_gradients_has_a_budget_of_row_forwards(rows: int, batch: int, steps: int) -> None:
-    now = replace(CAUSAL, needs_backward=False, train_rows=rows, usual_batch=(6, "", "stratified", 16))
+    now = replace(CAUSAL, needs_backward=False, train_rows=rows, usual_batch=UsualBatch(6, "", "stratified", 16))
     found = resolve(make_recipe({"task": "sst2", "train": {"batch_size": batch}}), now)
     assert found.steps == pytest.approx(steps, rel=0.02)  # whole epochs, or less than one
     assert any("160,000 row-forwards" in reason.why for reason in found.reasons)

@@ -56,8 +56,9 @@ def test_stratified_rows_that_meet_are_drawn_anew(seed: int) -> None:
     sampler = Sampler(90, 6, seed, labels)
     epochs = [{frozenset(sampler.step(15 * epoch + i)) for i in range(15)} for epoch in range(3)]
     assert all(len(one & other) < 5 for one, other in ((epochs[0], epochs[1]), (epochs[1], epochs[2])))
-    firsts = [[sampler.step(15 * epoch)[0] for epoch in range(20)]]
-    assert len(set(firsts[0])) > 5
+    uneven = Sampler(31, 6, seed, [0] * 31)  # one batch has a row more than the others
+    larger = {max(range(6), key=lambda i: len(uneven.step(6 * epoch + i))) for epoch in range(30)}
+    assert len(larger) > 2
 
 
 def test_epochs_and_seeds_differ() -> None:

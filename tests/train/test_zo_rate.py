@@ -44,6 +44,7 @@ def train(tiny: Callable[[str], Path], tmp_path: Path) -> Train:
                 "method": "zo",
                 "schedule": "constant",
                 "warmup": 0,
+                "batch_size": 2,
                 "max_steps": STEPS,
                 "save_every": 1,
                 **settings,
@@ -83,13 +84,18 @@ def test_a_rate_that_becomes_too_high_is_held_from_then_on_and_once_said(
 
     def ever_lower(self: ZO, *arguments: Any, **more: Any) -> Any:
         found = calibrate(self, *arguments, **more)
-        return replace(found, lr=rate * (2.0 if self.steps < 12 else 0.5 / self.steps))
+        low = self.steps in held or self.steps >= 12
+        return replace(found, lr=rate * (0.5 / self.steps if low else 2.0))
 
     monkeypatch.setattr(ZO, "calibrate", ever_lower)
+    held = set[int]()
     for stop in (None, 15):
         rates, said = train({}, learning_rate=rate, max_steps=18, stop=stop)
         assert rates == pytest.approx([rate] * 12 + [rate * 0.5 / 12] * 4 + [rate * 0.5 / 16] * 2)
         assert said.count("as given") == 2 and said.count(f"not {rate:g}, which needs zo.calibrate=false") == 1
+    held = {3}
+    rates, said = train({}, learning_rate=rate, max_steps=18)
+    assert said.count("as given") == 2 and said.count(f"not {rate:g}, which needs zo.calibrate=false") == 2
 
 
 def test_epsilon_given_is_kept_and_the_rate_measured_with_it(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +109,7 @@ def test_epsilon_given_is_kept_and_the_rate_measured_with_it(train: Train, monke
     rates, said = train({"epsilon": 0.02})
     assert "epsilon 0.02 is the one given" in said and rates[-1] > 0
     train({"epsilon": 0.02}, stop=9)
-    _, said = train({"epsilon": 0.02, "objective": "accuracy"})
+    _, said = train({"epsilon": 0.02, "objective": "accuracy"}, batch_size=16)
     assert "epsilon 0.02 was given, and" in said
     assert used == {0.02}
 

@@ -143,6 +143,26 @@ def test_a_rule_that_divides_slopes_by_their_size_has_lr_follow_it(normaliser: s
     assert lrs[59] == pytest.approx(lrs[9] / (1 if normaliser == "none" else 4), rel=0.3)
 
 
+@pytest.mark.parametrize("normaliser", ["none", "rms"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("at", [1, 10])
+def test_a_later_batch_without_a_finite_loss_is_refused(at: int, value: float, normaliser: str) -> None:
+    opt = ZO(Plain(20), direction="rademacher", queries=2, rows="shared", normaliser=normaliser)
+    found = None
+    for _ in range(at):
+        found = opt.calibrate(lambda m, b: m(b), torch.zeros(4, 1), before=found)
+    with pytest.raises(FloatingPointError, match="must be finite"):
+        opt.calibrate(lambda m, b: m(b) * value, torch.zeros(4, 1), before=found)
+
+
+def test_queries_without_rows_say_nothing() -> None:
+    def lr(rows: int) -> float:
+        opt = ZO(Plain(20), direction="rademacher", queries=8, rows="split", estimator="two_sided")
+        return opt.calibrate(lambda m, b: m(b), torch.zeros(rows, 1)).lr
+
+    assert lr(2) == pytest.approx(lr(8), rel=0.1)
+
+
 def test_a_loss_that_does_not_bend_is_refused() -> None:
     opt = ZO(Plain(20), direction="rademacher")
     with pytest.raises(FloatingPointError, match="must bend along random directions"):

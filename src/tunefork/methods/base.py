@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 
 from tunefork.batch import Batch
+from tunefork.recipe.resolve import UsualBatch
 from tunefork.zo import Objective
 
 RowLosses = Callable[[torch.nn.Module, Batch], torch.Tensor]
 """A task's loss: (model, batch) -> fp32 sums [rows]. A step's loss is sum(losses) / sum(batch.weights)."""
 
 __all__ = ["Method", "MethodInfo", "Objective", "RowLosses", "StepResult", "UsualBatch"]
-
-
-class UsualBatch(NamedTuple):
-    """What a step sees where the recipe does not say: how many rows, why, which (`train.sampling`), each how often."""
-
-    rows: int = 16
-    why: str = ""
-    sampling: str = "shuffled"
-    evaluations: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ def usual_batch(recipe: Recipe, mean: bool) -> UsualBatch:
     options = options_of(preset.name, _changes(recipe.zo, str(recipe.adapter.name)))
     evaluations = ESTIMATORS[options.estimator].forwards(options.queries if options.rows == "shared" else 1)
     if not mean:
+        evaluations += options.rows == "split" and options.estimator == "two_sided"  # where the model stands
         return UsualBatch(64, "of few rows the objective says little", preset.sampling, evaluations)
     rows = preset.batch if recipe.zo.objective == _LOSS else usual.rows
     why = "" if rows >= usual.rows else "rows differ less from each other than directions do, so few see many"
@@ -217,7 +218,7 @@ class ZerothOrder:
         self.epsilon = recipe.zo.epsilon
         self.calibrates = recipe.zo.calibrate is True
         self.found: Calibration | None = None
-        self.held = False  # a given rate was too high, as far as was said
+        self.held = False  # what was said last of a given rate
         self.told = False  # how losses are evaluated: known at the first step that the trajectory does not have
         self.rows = BatchRows()
 
@@ -240,8 +241,7 @@ class ZerothOrder:
                 self.found, spent = found, found.forwards
                 holds = self.peak_given and found.lr < self.peak
                 if found.batches in (1, BATCHES) or (holds and not self.held):
-                    notes = (f"Calibration: {found.reason}{self._held(found)}",)
-                self.held |= holds
+                    notes, self.held = (f"Calibration: {found.reason}{self._held(found)}",), holds
             rate = learning_rate * self._scale()
             value = self.optimizer.step_batch(losses, *batches, rows=self.rows, lr=rate, objective=self.objective)
         except ArithmeticError as error:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from tunefork.errors import RecipeError
 from tunefork.recipe.schema import AdapterSection, DataSection, EvaluateSection, Recipe
@@ -14,6 +14,15 @@ _ROW_FORWARDS = 160_000  # of a zeroth-order run: 5,000 steps of two sides of si
 
 OPEN = {("train.learning_rate", None), ("zo.calibrate", None)}
 """Keys whose null is as open as `auto`."""
+
+
+class UsualBatch(NamedTuple):
+    """What a step sees where the recipe does not say: how many rows, why, which (`train.sampling`), each how often."""
+
+    rows: int = 16
+    why: str = ""
+    sampling: str = "shuffled"
+    evaluations: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +49,7 @@ class Situation:
     baselines: tuple[str, ...]  # that fit the task
     checkpointing_needed: bool  # the forecast without activation checkpointing does not fit
     needs_backward: bool = True  # the method computes gradients
-    usual_batch: tuple[int, str, str, int] = (16, "", "shuffled", 1)  # rows a step, why, how drawn, evaluations of each
+    usual_batch: UsualBatch = field(default_factory=UsualBatch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +184,8 @@ def _refuse_unread(recipe: Recipe, adapter: str, is_lora: bool, now: Situation, 
             )
     if recipe.train.sampling == "stratified" and not asked:
         raise RecipeError(
-            "`train.sampling` must have one right candidate a row to go by. Received 'stratified' for a task of the "
-            f"form {now.form}. Try leaving it out."
+            "`train.sampling` must have one right candidate a row to go by. Received 'stratified' for a task without. "
+            "Try leaving it out."
         )
     if recipe.train.head_start != "probe" and now.form != "head":
         raise RecipeError(
@@ -233,7 +242,7 @@ def _epochs(per_epoch: int, max_steps: int | None, forwards: int | None) -> tupl
     if forwards is not None:
         epochs = _ROW_FORWARDS / forwards / per_epoch
         why = f"about {_ROW_FORWARDS:,} row-forwards: without gradients it takes many"
-        return float(math.ceil(epochs)) if epochs > 1 else max(1e-6, _two_digits(epochs)), why
+        return float(math.ceil(epochs)) if epochs > 10 else _two_digits(epochs), why
     epochs = min(10, max(3, math.ceil(300 / per_epoch)))
     return float(epochs), "3 to 10: enough for about 300 steps"
 

@@ -174,7 +174,8 @@ class TrainSection(Section):
     batch_size: Annotated[int, Field(ge=1)] | Auto = Field(default="auto", description="rows a step")
     micro_batch_size: Annotated[int, Field(ge=1)] | Auto = Field(default="auto", description="rows a forward pass")
     sampling: Literal["shuffled", "stratified"] | Auto = Field(
-        default="auto", description="rows of a step: as they come, or with the labels in the proportions of all rows"
+        default="auto",
+        description="rows of a step: any, or with labels (in a choice, the right one's place) in proportion to all",
     )
     epochs: Annotated[float, Field(gt=0)] | Auto = Field(default="auto", description="passes over the training rows")
     max_steps: int | None = Field(

@@ -11,7 +11,7 @@ from tunefork.render import Rendered
 
 
 class Sampler:
-    """Rows 0..n-1 in a fresh seeded order every epoch; the last batch of an epoch may be smaller.
+    """Rows 0..n-1 in a fresh seeded order every epoch; without labels the last batch of an epoch may be smaller.
 
     labels: one a row. With them batches are stratified: each is a systematic sample of the rows in the order of their
         labels, so it has these in the proportions of all as nearly as it can, and no two differ by more than a row.

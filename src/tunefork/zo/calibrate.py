@@ -97,13 +97,13 @@ def refined(found: Calibration, engine: Engine, make_probe: Callable[[], Probe],
     Where a rule divides slopes by their size, lr follows that too.
     """
     slopes, bend, _, forwards = _along(engine, make_probe, LAST - found.batches * _DIRECTIONS, (found.epsilon,))
+    if not (np.isfinite(bend).all() and np.isfinite(slopes).all()):
+        raise FloatingPointError(f"The loss must be finite near the weights. Received one that is not: {bend[0]}.")
     batches = found.batches + 1
     weight = 1 / min(batches, BATCHES)
     curvature = max(found.least, found.curvature + weight * (_size(bend[0]) - found.curvature))
     slope = math.hypot(math.sqrt(1 - weight) * found.slope, math.sqrt(weight * float(np.mean(np.square(slopes)))))
     least = curvature if batches == BATCHES else found.least
-    if not math.isfinite(curvature):
-        raise FloatingPointError(f"The loss must be finite near the weights. Received one that is not: {bend[0]}.")
     lr = found.lr * found.curvature / curvature
     if rule.normaliser != "none":
         lr *= slope / (found.slope or 1.0)
@@ -143,10 +143,11 @@ def _along(
             sides = [engine.measure(make_probe(), signals, (1, -1), step, epsilon) for epsilon in ladder]
         here = middle.first
         pairs = list(zip(sides, ladder, strict=True))
-        slopes.append(np.stack([(m.first - (here if one_sided else m.second)) / (span * e) for m, e in pairs]))
-        bends.append(np.stack([(m.first + m.second - 2 * here) / e**2 for m, e in pairs]))
+        seen = middle.shares > 0  # queries that have rows
+        slopes.append(np.stack([(m.first - (here if one_sided else m.second)) / (span * e) for m, e in pairs])[:, seen])
+        bends.append(np.stack([(m.first + m.second - 2 * here) / e**2 for m, e in pairs])[:, seen])
         by_row = sides[0].by_row
-        rows = _UNKNOWN_ROWS if by_row is None else max(1, len(by_row(0)))
+        rows = _UNKNOWN_ROWS if by_row is None else len(by_row(int(np.argmax(seen))))
         forwards += sum(m.forwards for m in (middle, *sides))
     return slopes, np.concatenate(bends, axis=1), rows, forwards
 

@@ -69,7 +69,7 @@ def calibrate_metric(
     differences, falls = _sides(seen, here)
     fall, spread = float(np.mean(falls)), max(float(np.std(falls)), _size(differences) / 2)
     curvature = 2 * max(fall, spread / math.sqrt(len(falls))) / epsilon**2
-    slopes = [(m.first - m.second) / (2 * epsilon) for m in seen]
+    slopes = [(m.first - m.second)[m.shares > 0] / (2 * epsilon) for m in seen]
     squares = float(np.mean(np.concatenate(slopes) ** 2))
     pairs = [
         pair for m in seen if m.by_row for j in range(queries) if (pair := _agreed(m.by_row(j), epsilon)) is not None
@@ -88,8 +88,8 @@ def calibrate_metric(
 
 
 def _sides(measured: Sequence[Measured], here: float) -> tuple[np.ndarray, np.ndarray]:
-    """[probes]: how far the two sides differ, and how much worse their mean is than where the model stands."""
-    first, second = (np.concatenate([getattr(m, side) for m in measured]) for side in ("first", "second"))
+    """[probes that saw rows]: how far the two sides differ, and how much worse their mean is than the middle."""
+    first, second = (np.concatenate([getattr(m, side)[m.shares > 0] for m in measured]) for side in ("first", "second"))
     return first - second, (first + second) / 2 - here
 
 

@@ -89,7 +89,7 @@ def of_answers(
     for j, (begin, end) in enumerate(shares):
         for i, sign in enumerate(signs):
             if begin == end:
-                sides[i, j] = here
+                sides[i, j], part[j] = here, 0.0
             elif objective.mean or not split:
                 sides[i, j] = objective.loss(own(j, sign))
             else:  # as if all rows had moved as these did, which is what a mean over these rows says too
