@@ -44,6 +44,11 @@ def batch(size: int, micro: int | None = None, **more: Any) -> dict[str, Any]:
     return {"train": {"batch_size": size, "micro_batch_size": micro or size, **more}}
 
 
+def zo(preset: str, steps: int = 10) -> dict[str, Any]:
+    """Steps alone: what is measured before them is not part of the forecast."""
+    return {"train": {"method": "zo", "max_steps": steps}, "zo": {"preset": preset, "calibrate": False}}
+
+
 def long_rows(folder: Path, words: int) -> dict[str, str]:
     """Feedback repeated to about `words` words a row."""
     paths = {}
@@ -89,6 +94,15 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
         "RoBERTa 30M full, words": feedback(model=roberta, **batch(16)),
         "tiny full, bf16": feedback(model={"name": "embedded", **bf16}, **batch(8, 4)),
         "Llama 60M lora, bf16": generation(folder, 30, model={"name": llama, **bf16}, adapter="lora", **batch(4)),
+        "tiny zo": feedback(model="embedded", **zo("default", 20)),
+        "tiny zo mezo": feedback(model="embedded", **zo("mezo", 20)),
+        "MiniLM zo, head": head(model=minilm, **zo("default")),
+        "MiniLM zo fzoo, head": head(model=minilm, **zo("fzoo")),
+        "Llama 60M zo": generation(folder, 100, model=llama, **zo("default", 5)),
+        "Llama 60M zo mezo": generation(folder, 100, model=llama, **zo("mezo", 5)),
+        "Llama 60M zo mezo, lora": generation(folder, 100, model=llama, adapter="lora", **zo("mezo", 5)),
+        "Llama 60M zo, bf16": generation(folder, 30, model={"name": llama, **bf16}, **zo("default", 5)),
+        "Llama 60M zo mezo, bf16": generation(folder, 30, model={"name": llama, **bf16}, **zo("mezo", 5)),
     }
 
 

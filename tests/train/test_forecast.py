@@ -26,9 +26,11 @@ from tunefork.train.heap import Heap
 from tunefork.train.memory import PeakMeter, anonymous_bytes
 from tunefork.train.prepare import prepare
 from tunefork.train.simulation import Simulation
+from tunefork.zo.options import presets
 
 Tiny = Callable[[str], Path]
 GIB = 2**30
+LEAKY = {"layout": "prompt_completion", "max_leaked": 1.0}
 
 
 @pytest.fixture
@@ -46,10 +48,19 @@ def rows(tmp_path: Path) -> Callable[[int], str]:
 
 
 def look_ahead(
-    model: str | Path, train: str, *, adapter: str = "none", task: Any = "classification", **options: Any
+    model: str | Path,
+    train: str,
+    *,
+    adapter: str = "none",
+    task: Any = "classification",
+    data: dict[str, Any] | None = None,
+    preset: str = "default",
+    zo: dict[str, Any] | None = None,
+    **options: Any,
 ) -> Forecast:
     section = {"max_steps": 3, "evaluate_every": 3, "batch_size": 4, "micro_batch_size": 4, **options}
-    recipe = {"model": str(model), "task": task, "data": {"train": train}, "adapter": adapter, "train": section}
+    recipe = {"model": str(model), "task": task, "data": {"train": train, **(data or {})}, "adapter": adapter}
+    recipe |= {"train": section, "zo": {"preset": preset, **(zo or {})} if section.get("method") == "zo" else {}}
     return forecast(prepare(make_recipe(recipe)))
 
 
@@ -147,6 +158,49 @@ def test_other_decoders_are_simulated(tiny: Tiny, rows: Callable[[int], str], ki
 def test_encoders_are_simulated(tiny: Tiny, rows: Callable[[int], str], kind: str, adapter: str) -> None:
     task = {"name": "classification", "form": "head"}
     assert look_ahead(tiny(kind), rows(10), adapter=adapter, task=task).seconds is not None
+
+
+@pytest.mark.parametrize("preset", sorted(presets()))
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_steps_without_gradients_are_simulated(
+    tiny: Tiny, rows: Callable[[int], str], preset: str, adapter: str
+) -> None:
+    zo = look_ahead(tiny("llama"), rows(10), adapter=adapter, method="zo", preset=preset)
+    assert zo.step_seconds is not None
+    assert zo.phases["step"] < look_ahead(tiny("llama"), rows(10), adapter=adapter).phases["step"]
+    assert zo.mapped_bytes > 100_000 if adapter == "lora" or preset == "default" else zo.mapped_bytes == 0
+
+
+def test_more_queries_take_more_time_and_micro_batches_as_much(tiny: Tiny, rows: Callable[[int], str]) -> None:
+    def seconds(queries: int, micro: int) -> float:
+        zo = {"queries": queries, "estimator": "two_sided", "normaliser": "none"}
+        options = {"max_steps": 1000, "micro_batch_size": micro, "evaluate_every": 1000}
+        found = look_ahead(tiny("gpt2"), rows(60), method="zo", preset="fzoo", zo=zo, **options)
+        assert found.step_seconds is not None
+        return found.step_seconds
+
+    one, six, halves = seconds(1, 4), seconds(6, 4), seconds(6, 2)
+    assert six == pytest.approx(6 * one, rel=0.4)
+    assert halves == pytest.approx(six, rel=0.4)
+
+
+def test_a_head_fitted_to_many_rows_first_is_part_of_the_peak(tiny: Tiny, rows: Callable[[int], str]) -> None:
+    task = {"name": "classification", "form": "head"}
+    found = look_ahead(tiny("bert"), rows(40), adapter="head", task=task, method="zo", head_start="probe")
+    assert found.phases["start"] > found.phases["load"]
+
+
+def test_looks_at_text_are_no_larger_for_a_large_vocabulary(tmp_path: Path, rows: Callable[[int], str]) -> None:
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=2**17
+    )
+    texts = tmp_path / "texts.jsonl"
+    lines = [json.dumps({"prompt": "word " * 20, "completion": f" answer {i}" * 20}) for i in range(60)]
+    texts.write_text("\n".join(lines), encoding="utf-8")
+    task = {"name": "generation", "metric": "loss"}
+    found = look_ahead(write_config(config, tmp_path / "wide"), str(texts), adapter="lora", task=task, data=LEAKY)
+    longest = 4 * 2**17 * 128  # one row's logits, in bytes
+    assert found.phases["look"] < found.phases["load"] + 2 * longest
 
 
 def test_what_cannot_be_simulated_is_said_to_be_coarse(tmp_path: Path, rows: Callable[[int], str]) -> None:

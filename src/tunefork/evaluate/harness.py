@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from tunefork.errors import DataError
-from tunefork.evaluate.batching import pack
+from tunefork.evaluate.batching import pack, text_tokens
 from tunefork.evaluate.generate import Generated, answer_renderer, generate
 from tunefork.evaluate.prefix import can_share_prefix, prefix_scores
 from tunefork.render import Rendered, Renderer
@@ -212,7 +212,8 @@ def _losses(
 ) -> list[tuple[float, float]]:
     """(summed loss, weight) of each."""
     found: list[tuple[float, float]] = [(0.0, 0.0)] * len(rendered)
-    for group in _groups(asking, rendered):
+    fewer = replace(asking, tokens_per_batch=text_tokens(model, asking.device, asking.tokens_per_batch))
+    for group in _groups(fewer, rendered):
         asking.check()
         batch = asking.renderer.batch([rendered[k] for k in group], learn=True).to(asking.device)
         with asking.compute():

@@ -21,6 +21,7 @@ from tunefork.recipe.schema import Recipe, TrainSection, ZoSection
 from tunefork.zo import ZO, Calibration, Reader, TrajectoryError
 from tunefork.zo.calibrate import BATCHES
 from tunefork.zo.estimators import ESTIMATORS
+from tunefork.zo.kernels import have_numba
 from tunefork.zo.options import options_of, preset_of
 
 INFO = MethodInfo(
@@ -30,6 +31,7 @@ INFO = MethodInfo(
     adapters=("none", "lora", "qlora", "prefix", "head"),
     memory="weights as stored + activations of one forward pass + 4 x max_rank bytes an output of each matrix",
     needs_backward=False,
+    kernel_bytes=43 * 2**20 if have_numba() else 0,
 )
 
 _LOSS = ZoSection().objective  # no metric

@@ -140,7 +140,7 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
     per_epoch = max(1, math.ceil(now.train_rows / batch))
     epochs = fill(
         "train.epochs",
-        *_epochs(per_epoch, tree["train"]["max_steps"], None if now.needs_backward else batch * evaluations),
+        *_epochs(per_epoch, tree["train"]["max_steps"], None if now.needs_backward else now.train_rows * evaluations),
     )
     steps = max(1, round(epochs * per_epoch))
     if tree["train"]["max_steps"] is not None:
@@ -236,11 +236,11 @@ def _learning_rate(adapter: str, parameters: int) -> tuple[float, str]:
 
 
 def _epochs(per_epoch: int, max_steps: int | None, forwards: int | None) -> tuple[float, str]:
-    """`forwards`: row-forwards a step of a method without a backward pass."""
+    """`forwards`: row-forwards an epoch of a method without a backward pass."""
     if max_steps is not None:
         return float(math.ceil(max_steps / per_epoch)), "as many as max_steps needs"
     if forwards is not None:
-        epochs = _ROW_FORWARDS / forwards / per_epoch
+        epochs = _ROW_FORWARDS / max(1, forwards)
         why = f"about {_ROW_FORWARDS:,} row-forwards: without gradients it takes many"
         return float(math.ceil(epochs)) if epochs > 10 else _two_digits(epochs), why
     epochs = min(10, max(3, math.ceil(300 / per_epoch)))

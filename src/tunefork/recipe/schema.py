@@ -259,7 +259,9 @@ class EvaluateSection(Section):
     demonstrations: int = Field(default=4, ge=1, le=64, description="examples shown to the in_context baseline")
     bootstrap: int = Field(default=2000, ge=100, description="resamples behind each interval")
     confidence: float = Field(default=0.95, gt=0.5, lt=1, description="of the intervals")
-    tokens_per_batch: int = Field(default=4096, ge=64, description="padded tokens in one evaluation batch")
+    tokens_per_batch: int = Field(
+        default=4096, ge=64, description="padded tokens in an evaluation batch; fewer of a large vocabulary"
+    )
 
 
 class Recipe(Section):

@@ -12,6 +12,7 @@ from tunefork.batch import Batch
 from tunefork.errors import RecipeError
 
 IGNORED = -100
+_PART = 2**23  # logits that are copied at once, at most, where no gradient is asked for
 
 
 class Hits:
@@ -97,25 +98,54 @@ def _token_sums(model: torch.nn.Module, batch: Batch, hits: Hits | None = None) 
         raise ValueError("a batch without targets, options or a head has no loss")
     wanted = batch.targets != IGNORED
     sequence, position = wanted.nonzero(as_tuple=True)  # N target tokens
-    logits = logits_at(model, batch, sequence, position)
+    logits, column = _logits(model, batch, position)
     targets = batch.targets[sequence, position]
+    if logits.requires_grad:
+        some = logits[sequence, column].float()
+        best, each = some.argmax(-1), -torch.nn.functional.cross_entropy(some, targets, reduction="none")
+    else:
+        best, each = _read(logits, sequence, column, targets)
     if hits is not None:
-        hits.add("token_accuracy", logits.argmax(-1) == targets)
-    each = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-    sums = torch.zeros(len(wanted), device=each.device).index_add(0, sequence, -each)
+        hits.add("token_accuracy", best == targets)
+    sums = torch.zeros(len(wanted), device=each.device).index_add(0, sequence, each)
     return sums, wanted.sum(1)
 
 
+def _read(
+    logits: torch.Tensor, sequence: torch.Tensor, column: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[N] most likely tokens and fp32 [N] log-probabilities of the targets.
+
+    On a CPU these are put where fp32 logits were: of a large vocabulary a copy weighs more than the rest of the pass.
+    """
+    best, each = list[torch.Tensor](), list[torch.Tensor]()
+    size = max(1, _PART // logits[0].numel())
+    for start in range(0, len(logits), size):
+        part = logits[start : start + size].float()
+        inside = sequence // size == start // size  # in the order of all: places are sorted by sequence
+        place = sequence[inside] - start, column[inside]
+        best.append(part.argmax(-1)[place])
+        part = torch.log_softmax(part, -1, out=part if part.device.type == "cpu" else None)
+        each.append(part[(*place, targets[inside])])
+    return torch.cat(best), torch.cat(each)
+
+
 def logits_at(model: torch.nn.Module, batch: Batch, sequence: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-    """fp32 [N, V]: the logits at N places. A decoder computes only the columns that hold any of them."""
+    """fp32 [N, V]: the logits at N places."""
+    logits, column = _logits(model, batch, position)
+    return logits[sequence, column].float()
+
+
+def _logits(model: torch.nn.Module, batch: Batch, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [S, columns, V], and in which column each position is. A decoder computes only those that are asked."""
     bare = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), model)  # inside a PEFT wrapper
     if not _keeps_logits(type(bare)):
-        return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[sequence, position].float()
+        return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits, position
     columns, column = torch.unique(position, return_inverse=True)
     if not len(columns):  # nothing is asked; a model still needs one column to compute
         columns = torch.zeros(1, dtype=torch.int64, device=position.device)
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=columns).logits
-    return logits[sequence, column].float()
+    return logits, column
 
 
 @functools.cache

@@ -16,14 +16,14 @@ from tunefork.train import speed
 from tunefork.train.prepare import Job
 from tunefork.train.simulation import Peak, Simulation, Work
 from tunefork.train.skeleton import build_skeleton, fake_weights
-from tunefork.train.workload import BatchPlan, Looks, plan_batches, simulate_look
+from tunefork.train.workload import BatchPlan, Looks, plan_batches, simulate_look, simulate_start
 
 START_UP_BYTES = 10 * 2**20
 """Thread pools, kernels' scratch and Python's own objects, once a model runs."""
 
 _REPLAYED = 200  # steps whose effect on the heap is followed; later ones find holes that fit
 
-_REST = {"load": "loading", "step": "activations", "look": "evaluation", "save": "checkpoint"}
+_REST = {"load": "loading", "step": "activations", "look": "evaluation", "start": "features", "save": "checkpoint"}
 _DISK_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
@@ -64,13 +64,23 @@ def forecast(job: Job) -> Forecast:
 
 def _simulated(job: Job, plan: BatchPlan, simulation: Simulation) -> Forecast:
     marks: list[Work] = []
+    seen: dict[tuple[int, ...], tuple[torch.Tensor, Work]] = {}  # in this step
 
     def loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         marks.append(simulation.work.copy())
-        return row_losses(model, batch)
+        shape = batch.rows, *batch.input_ids.shape
+        if shape not in seen:
+            losses = row_losses(model, batch)
+            if method.info.needs_backward:
+                return losses
+            seen[shape] = losses, simulation.work.since(marks[-1])
+        else:  # a pass without a backward one leaves nothing behind: one of a kind tells of all
+            simulation.work.add(seen[shape][1])
+        return seen[shape][0]
 
     def step(micro: Sequence[Sequence[Rendered]]) -> Work:
         marks.clear()
+        seen.clear()
         method.step([job.renderer.batch(rows, learn=True).to(job.device) for rows in micro], loss, 1e-4)
         return simulation.work.copy()
 
@@ -82,13 +92,18 @@ def _simulated(job: Job, plan: BatchPlan, simulation: Simulation) -> Forecast:
         with simulation.phase("load"):
             fake_weights(model, job.device, torch_dtype(job.recipe.model.dtype))
             simulation.tag([*model.parameters(), *model.buffers()], "weights")
+        if job.starts_from_probe:
+            with simulation.phase("start"):
+                simulate_start(job, model)
         trained = [p for p in model.parameters() if p.requires_grad]
         for parameter in trained:
             parameter.register_post_accumulate_grad_hook(tag_gradient)
         method = make_method(model, steps_only(job.recipe))
-        end = step([plan.typical, plan.typical])
-        micro, last = marks[1].since(marks[0]), end.since(marks[1])  # a micro-batch; another one and the update
+        step([plan.typical])  # what a method does once
         simulation.tag_rest("optimizer state")
+        end = step([plan.typical, plan.typical])
+        half = marks[len(marks) // 2]  # a micro-batch is a pass, or several alike
+        micro, last = half.since(marks[0]), end.since(half)  # one; another one and the update
         if job.device.type == "cpu":
             with simulation.recorded() as light:
                 step([plan.typical] * len(plan.heaviest))
@@ -113,8 +128,9 @@ def _simulated(job: Job, plan: BatchPlan, simulation: Simulation) -> Forecast:
     look = looks.count * sum(
         speed.cost(work, job.device).scaled(size).seconds for work, sizes in looks.batches for size in sizes
     )
-    mapped = _mapped(job, model)
-    phases = {name: _parts(peak, name, mapped) for name, peak in simulation.phases.items()}
+    mapped = _mapped(job, model, simulation)
+    start_up = START_UP_BYTES + (method.info.kernel_bytes if job.device.type == "cpu" else 0)
+    phases = {name: _parts(peak, name, mapped, start_up) for name, peak in simulation.phases.items()}
     if job.device.type == "cuda":  # there AdamW makes the square roots of all second moments at once
         phases["step"]["activations"] += max(0, sum(p.numel() * 4 for p in trained) - phases["step"]["activations"])
     totals = {name: sum(parts.values()) for name, parts in phases.items()}
@@ -138,19 +154,20 @@ def _skeleton(job: Job) -> torch.nn.Module:
     )
 
 
-def _parts(peak: Peak, phase: str, mapped: int) -> dict[str, int]:
+def _parts(peak: Peak, phase: str, mapped: int, start_up: int) -> dict[str, int]:
     """Bytes by what they are for; those of weights that stay in their file are not the process's own."""
     parts = {name or _REST[phase]: size for name, size in peak.parts.items()}
     parts["weights"] -= mapped
-    return {name: size for name, size in {**parts, "start-up": START_UP_BYTES}.items() if size}
+    return {name: size for name, size in {**parts, "start-up": start_up}.items() if size}
 
 
-def _mapped(job: Job, model: torch.nn.Module) -> int:
-    """Bytes of weights that a CPU uses where they lie in the file: frozen, and in the format they are stored in."""
+def _mapped(job: Job, model: torch.nn.Module, simulation: Simulation | None = None) -> int:
+    """Bytes of weights that a CPU uses where they lie in the file: never written, and in the format they have there."""
     if job.device.type != "cpu":
         return 0
     stored = _DISK_DTYPES[job.facts.dtype_on_disk]
-    frozen = [p for p in model.parameters() if not p.requires_grad and p.dtype == stored]
+    read = [p for p in model.parameters() if not p.requires_grad and not (simulation and simulation.wrote(p))]
+    frozen = [p for p in read if p.dtype == stored]
     return sum(s.nbytes() for s in {p.untyped_storage()._cdata: p.untyped_storage() for p in frozen}.values())
 
 

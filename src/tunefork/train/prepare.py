@@ -31,6 +31,7 @@ from tunefork.models import (
     torch_dtype,
     usable_positions,
 )
+from tunefork.models.base import has_trained_head
 from tunefork.recipe import DataSection, Reason, Recipe, Resolved, resolve
 from tunefork.recipe.resolve import Situation
 from tunefork.render import Rendered, Renderer
@@ -62,6 +63,12 @@ class Job:
     @property
     def recipe(self) -> Recipe:
         return self.resolved.recipe
+
+    @property
+    def starts_from_probe(self) -> bool:
+        """Whether a fresh head is first fitted to what it sees of the training rows."""
+        probe = self.recipe.train.head_start == "probe" and self.task.form == "head"
+        return probe and not has_trained_head(self.facts, self.task.labels)
 
     def asking(self, check: Callable[[], None] = nothing) -> Asking:
         """How its model is asked; `check` may interrupt it."""

@@ -51,6 +51,12 @@ class Work:
         operations, moved = self.operations - before.operations, self.moved - before.moved
         return Work(operations, moved, self.mapped - before.mapped, matmuls)
 
+    def add(self, more: Work) -> None:
+        """The same work once more."""
+        self.operations, self.moved = self.operations + more.operations, self.moved + more.moved
+        self.mapped += more.mapped
+        self.matmuls.update(more.matmuls)
+
     def copy(self) -> Work:
         return Work(self.operations, self.moved, self.mapped, self.matmuls.copy())
 
@@ -87,6 +93,7 @@ class Simulation(TorchDispatchMode):
         self._blocks: dict[int, tuple[int, Block | None]] = {}  # storage -> bytes, place in the heap
         self._tags: dict[int, str] = {}
         self._tagged: Counter[str] = Counter()
+        self._written: set[int] = set()
         self._events: list[int] = []
         self._recorded: dict[int, int] = {}  # storage -> where in the events it is made
         self._live = 0
@@ -131,6 +138,10 @@ class Simulation(TorchDispatchMode):
             for block in made.values():
                 self._heap.release(block)
 
+    def wrote(self, tensor: torch.Tensor) -> bool:
+        """Whether an operation has put its result where the tensor's values were."""
+        return tensor.untyped_storage()._cdata in self._written
+
     def tag(self, tensors: Iterable[torch.Tensor], name: str) -> None:
         """Puts storages that are counted already under a name."""
         for tensor in tensors:
@@ -151,6 +162,8 @@ class Simulation(TorchDispatchMode):
             return 1.0 if dtype.is_floating_point else dtype == torch.bool or 1
         if func is _aten._grouped_mm.default and isinstance(args[0], FakeTensor):
             out = _grouped(*args, **(kwargs or {}))
+        elif kwargs and isinstance(kwargs.get("out"), FakeTensor):
+            out = kwargs["out"]  # it is there already, and the stand-ins are slow here
         else:
             out = func(*args, **(kwargs or {}))
         if func.namespace == "prim" or func.is_view:
@@ -183,6 +196,7 @@ class Simulation(TorchDispatchMode):
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._blocks:
+            self._written.add(key)
             return
         size = storage.nbytes()
         block = self._heap.allocate(size) if self._heap is not None else None
@@ -197,6 +211,7 @@ class Simulation(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         size, block = self._blocks.pop(key)
+        self._written.discard(key)
         self._live -= size
         if (place := self._recorded.pop(key, None)) is not None:
             self._events.append(~place)

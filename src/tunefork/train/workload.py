@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tunefork.evaluate.batching import pack
+from tunefork.evaluate.batching import pack, text_tokens
 from tunefork.evaluate.generate import answer_renderer, generate
 from tunefork.evaluate.harness import LOSS, UNGENERATED, nothing
 from tunefork.evaluate.prefix import can_share_prefix, prefix_scores
@@ -89,7 +89,8 @@ def simulate_look(job: Job, model: torch.nn.Module, simulation: Simulation) -> L
     texts = task.form in ("text", "chat")
     share = any(r.fanned_out for r in dev) and can_share_prefix(model) and not texts
     fans = [len(r.candidates) if r.fanned_out and not (texts or share) else 1 for r in dev]
-    groups = pack([r.longest for r in dev], section.tokens_per_batch, fans)
+    budget = text_tokens(model, job.device, section.tokens_per_batch) if texts else section.tokens_per_batch
+    groups = pack([r.longest for r in dev], budget, fans)
     sizes = [padded([dev[i] for i in group], not (texts or share)) for group in groups]
     heaviest = max(range(len(groups)), key=lambda g: sizes[g])
     rows = [dev[i] for i in groups[heaviest]]
@@ -108,6 +109,16 @@ def simulate_look(job: Job, model: torch.nn.Module, simulation: Simulation) -> L
             found += _simulate_answers(job, model, simulation, common)
     model.train(training)
     return Looks(1 + math.ceil(job.resolved.steps / int(job.recipe.train.evaluate_every)), tuple(found))
+
+
+def simulate_start(job: Job, model: torch.nn.Module) -> None:
+    """The heaviest batch of training rows on whose features a head's start is fitted."""
+    rows, section = job.rendered["train"], job.recipe.evaluate
+    groups = pack([len(r.ids) for r in rows], section.tokens_per_batch)
+    heaviest = max(groups, key=lambda group: padded([rows[i] for i in group], fan=False))
+    batch = job.renderer.batch([rows[i] for i in heaviest], learn=False).to(job.device)
+    with torch.no_grad(), autocast(job.device, torch_dtype(job.recipe.model.dtype)):
+        row_scores(model, batch)
 
 
 def _simulate_answers(

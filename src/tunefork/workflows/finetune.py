@@ -25,7 +25,6 @@ from tunefork.hosted import is_hosted
 from tunefork.methods import make_method, method_info
 from tunefork.methods.zo import open_trajectory, put_start
 from tunefork.models import load_model, save_artefact, torch_dtype
-from tunefork.models.base import has_trained_head
 from tunefork.recipe import OPEN, Reason, Recipe, all_paths, dump_recipe, load_recipe, make_recipe
 from tunefork.report import render_report
 from tunefork.run import RunFolder
@@ -212,10 +211,9 @@ def _run(run: RunFolder, plan: Plan, resumed: Loaded | None, listener: Listener,
                 frozen=not method_info(recipe.train.method).needs_backward,
                 prefix_examples=_prefix_examples(job),
             )
-            probe = recipe.train.head_start == "probe" and job.task.form == "head"
             if run.trajectory_path.exists():
                 put_start(model, open_trajectory(run.trajectory_path))
-            elif probe and not has_trained_head(job.facts, job.task.labels):
+            elif job.starts_from_probe:
                 listener.stage(start_head_from_probe(model, asking, job.rendered["train"], recipe.seed))
         model, trained = _train(run, job, model, asking, resumed, on_event, interrupt)
     peak = memory.value

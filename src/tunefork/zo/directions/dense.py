@@ -59,7 +59,7 @@ class Dense:
         for parameter in self.parameters:
             weight = parameter.weight
             if weight.dtype != torch.float32:
-                parameter.remainder = torch.zeros(weight.shape, dtype=torch.int16, device=weight.device)
+                parameter.remainder = torch.zeros_like(weight, dtype=torch.int16)
         self.passing: Pass | None = None
         self.handles: list[Any] = []
         self.frames: list[list[_Swap]] = []  # a running module's, inner ones last
@@ -140,10 +140,10 @@ class Dense:
     def _remove(self, _: torch.nn.Module, args: Any, output: Any) -> None:
         if self.passing is None or self.passing.scale == 0.0:
             return
-        shown = {t.untyped_storage().data_ptr() for t in _tensors(output)}
+        shown = {t.untyped_storage()._cdata for t in _tensors(output)}
         for buffer in self._take_out():
             # a module may hand out (a view of) its weight: then the buffer is in use until the pass ends
-            (self.kept if buffer.data_ptr() in shown else self.free).append(buffer)
+            (self.kept if buffer.untyped_storage()._cdata in shown else self.free).append(buffer)
 
     def _take_out(self) -> list[torch.Tensor]:
         """Puts the innermost running module's own weights back; the buffers that stood in their place."""
@@ -164,7 +164,7 @@ class Dense:
                 if buffer.numel() >= weight.numel():
                     return buffer
                 break  # too small: a larger one takes its place
-        return torch.empty(weight.numel(), dtype=weight.dtype, device=weight.device)
+        return weight.detach().new_empty(weight.numel())
 
     def apply(self, terms: Sequence[Term]) -> None:
         for parameter in self.parameters:

@@ -86,8 +86,9 @@ class LowRank:
         wide = [s for s in sites if min(s.shape) > rank]
         self.small = [self._full(s, seed) for s in sites if min(s.shape) <= rank]
         total = sum(s.shape[0] for s in wide)
-        self.factor = torch.zeros(max_rank, total, device=self.device)
-        self.noise = torch.empty(queries, rank, total, dtype=torch.int8, device=self.device)
+        like = sites[0].parameter.detach()  # without memory where that has none
+        self.factor = like.new_zeros((max_rank, total), dtype=torch.float32)
+        self.noise = like.new_empty((queries, rank, total), dtype=torch.int8)
         self.signs = Signs([stream_key(seed, s.name, "direction") for s in wide], rank, [s.shape[0] for s in wide])
         self.keys = [stream_key(seed, m.site.name, "direction") for m in self.small]
         self.wide, start = [], 0
@@ -96,15 +97,17 @@ class LowRank:
             start = columns.stop
             key = stream_key(seed, site.name, "basis")
             counters = make_counters((k, 0) for k in range(self.bases))
-            basis = draw_many(key, counters, (rank, site.shape[1]), device=self.device).to(torch.int8)
+            signs = like.new_empty((self.bases, rank, site.shape[1]), dtype=torch.float32)
+            basis = draw_many(key, counters, signs.shape[1:], out=signs).to(torch.int8)
             self.wide.append(
                 Matrix(site, self.factor[:, columns], self.noise[:, :, columns], basis.view(max_rank, site.shape[1]))
             )
 
     def _full(self, site: Site, seed: int) -> Matrix:
         rows, columns = site.shape
-        noise = torch.empty(self.queries, columns, rows, device=self.device)
-        return Matrix(site, torch.zeros(columns, rows, device=self.device), noise, None)
+        like = site.parameter.detach()
+        noise = like.new_empty((self.queries, columns, rows), dtype=torch.float32)
+        return Matrix(site, like.new_zeros((columns, rows), dtype=torch.float32), noise, None)
 
     @property
     def sites(self) -> list[Site]:
@@ -187,7 +190,7 @@ class LowRank:
             if self.parts is not None:
                 return together(flat if sides is None else flat @ sides, output.contiguous(), passing, self.parts)
             places, groups = len(flat), passing.groups
-            right = torch.empty((size + rank, rows), dtype=dtype, device=flat.device)
+            right = flat.new_empty((size + rank, rows))
             right[:size].copy_(factor)
             if passing.mapped:
                 h, probed = flat if sides is None else flat @ sides, self._columns(matrix, passing, groups[0].query)
@@ -199,15 +202,15 @@ class LowRank:
                 h[:, :size].copy_(flat)
             else:
                 torch.mm(flat, sides, out=h[:, :size])
-            scale, one = passing.scaled(places, root, h, name), isinstance(passing.scale, float)
-            output = output.contiguous()
-            lines, times = output.view(-1, rows), places // passing.entries
-            for query, start, stop in groups:
-                part = slice(None) if len(groups) == 1 else slice(start * times, stop * times)
-                right[size:].copy_(noise[query])
-                probed = h[part, self._columns(matrix, passing, query)]
-                torch.mul(probed, scale if one else scale[part], out=h[part, size:])
-                add(lines[part], h[part], right)
+            scale, output = passing.scaled(places, root, h, name), output.contiguous()
+            probe, sizes = right[size:], [(stop - start) * (places // passing.entries) for _, start, stop in groups]
+            scales = [scale] if isinstance(scale, float) else scale.split(sizes)
+            for (query, *_), line, part, by in zip(
+                groups, output.view(-1, rows).split(sizes), h.split(sizes), scales, strict=True
+            ):
+                probe.copy_(noise[query])
+                torch.mul(part[:, self._columns(matrix, passing, query)], by, out=part[:, size:])
+                add(line, part, right)
             return output
 
         def together(products: torch.Tensor, output: torch.Tensor, passing: Pass, parts: _Parts) -> torch.Tensor:

@@ -201,15 +201,27 @@ class Signs:
         return target
 
 
-class _Nothing:
-    """For tensors without memory, which torch has for trying out what a program would need."""
+class _Traffic:
+    """For tensors without memory, which torch has for trying out what a program would need: one sweep over each."""
 
-    draw_into = perturb_into = accumulate_into = draw_signs = add_signs = staticmethod(lambda *_: None)
+    @staticmethod
+    def perturb_into(out: torch.Tensor, weight: torch.Tensor, *_: Any) -> None:
+        out.copy_(weight)
+
+    @staticmethod
+    def accumulate_into(target: torch.Tensor, *_: Any) -> None:
+        target.add_(1.0)
+
+    @staticmethod
+    def draw_into(out: torch.Tensor, *_: Any) -> None:
+        out.fill_(1.0)
+
+    draw_signs, add_signs = draw_into, accumulate_into
 
 
 def _backend(tensor: torch.Tensor) -> Any:
     if isinstance(tensor, FakeTensor):
-        return _Nothing
+        return _Traffic
     if tensor.device.type == "cpu" and have_numba():
         from tunefork.zo.kernels import cpu
 
