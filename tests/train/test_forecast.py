@@ -167,7 +167,8 @@ def test_steps_without_gradients_are_simulated(
 ) -> None:
     zo = look_ahead(tiny("llama"), rows(10), adapter=adapter, method="zo", preset=preset)
     assert zo.step_seconds is not None
-    assert zo.phases["step"] < look_ahead(tiny("llama"), rows(10), adapter=adapter).phases["step"]
+    other = look_ahead(tiny("llama"), rows(10), adapter=adapter)
+    assert zo.phases["step"] - zo.parts["start-up"] < other.phases["step"] - other.parts["start-up"]
     assert zo.mapped_bytes > 100_000 if adapter == "lora" or preset == "default" else zo.mapped_bytes == 0
 
 

@@ -318,8 +318,7 @@ class ZerothOrder:
         self.optimizer.detach()
         if not self.beside:
             return self.model
-        model = self.model.float().requires_grad_(True)
-        with torch.no_grad():
-            for name, value in values.items():
-                model.get_parameter(name).copy_(value)
-        return model
+        while values:  # each in its parameter's place: a copy of all would be the run's peak
+            name, value = values.popitem()
+            self.model.get_parameter(name).data = value
+        return self.model.float().requires_grad_(True)
