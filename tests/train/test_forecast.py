@@ -188,7 +188,7 @@ def test_more_queries_take_more_time_and_micro_batches_as_much(tiny: Tiny, rows:
 def test_a_head_fitted_to_many_rows_first_is_part_of_the_peak(tiny: Tiny, rows: Callable[[int], str]) -> None:
     task = {"name": "classification", "form": "head"}
     found = look_ahead(tiny("bert"), rows(40), adapter="head", task=task, method="zo", head_start="probe")
-    assert found.phases["start"] > found.phases["load"]
+    assert found.phases["load"] < found.phases["start"] < 3 * found.phases["look"]
 
 
 def test_looks_at_text_are_no_larger_for_a_large_vocabulary(tmp_path: Path, rows: Callable[[int], str]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+
+from tunefork.models import bare_model
 
 LOGITS = {"cpu": 2**24}
 MORE_LOGITS = 2**26
@@ -14,8 +16,8 @@ MORE_LOGITS = 2**26
 
 def text_tokens(model: torch.nn.Module, device: torch.device, budget: int) -> int:
     """Padded tokens of a pass that asks for logits at most of them: `budget`, or fewer of a large vocabulary."""
-    bare = next(m for m in model.modules() if isinstance(m, PreTrainedModel))  # inside a PEFT wrapper
-    return min(budget, LOGITS.get(device.type, MORE_LOGITS) // bare.config.get_text_config().vocab_size)
+    config: Any = bare_model(model).config
+    return min(budget, LOGITS.get(device.type, MORE_LOGITS) // config.get_text_config().vocab_size)
 
 
 def pack(lengths: Sequence[int], budget: int, sequences: Sequence[int] | None = None) -> list[list[int]]:

@@ -314,11 +314,9 @@ class ZerothOrder:
             factors = self.optimizer.factors()
             self.optimizer.detach()
             return add_factors(self.model, factors, self.optimizer.options.max_rank)
-        values = self.optimizer.values()  # fp32: with what 16 bits could not hold
+        if self.beside:
+            for part in self.optimizer.parts:  # one after the other: a copy of all would be the run's peak
+                for site, value in part.values():
+                    site.parameter.data = value  # fp32: with what 16 bits could not hold
         self.optimizer.detach()
-        if not self.beside:
-            return self.model
-        while values:  # each in its parameter's place: a copy of all would be the run's peak
-            name, value = values.popitem()
-            self.model.get_parameter(name).data = value
-        return self.model.float().requires_grad_(True)
+        return self.model.float().requires_grad_(True) if self.beside else self.model

@@ -12,7 +12,7 @@ from tunefork.batch import Batch
 from tunefork.errors import RecipeError
 
 IGNORED = -100
-_PART = 2**23  # logits that are copied at once, at most, where no gradient is asked for
+_PART = 2**23  # logits copied at once where no gradient is asked for; glibc gives back 32 MiB as soon as they are freed
 
 
 class Hits:
@@ -100,34 +100,23 @@ def _token_sums(model: torch.nn.Module, batch: Batch, hits: Hits | None = None) 
     sequence, position = wanted.nonzero(as_tuple=True)  # N target tokens
     logits, column = _logits(model, batch, position)
     targets = batch.targets[sequence, position]
-    if logits.requires_grad:
-        some = logits[sequence, column].float()
-        best, each = some.argmax(-1), -torch.nn.functional.cross_entropy(some, targets, reduction="none")
-    else:
-        best, each = _read(logits, sequence, column, targets)
+    size = len(targets) if logits.requires_grad else -(-_PART // logits.shape[-1])
+    best, each = list[torch.Tensor](), list[torch.Tensor]()
+    for s, c, t in zip(*(whole.split(max(1, size)) for whole in (sequence, column, targets)), strict=True):
+        part = logits[s, c].float()
+        if hits is not None:
+            best.append(part.argmax(-1))
+        each.append(_log_probabilities(part, t))
     if hits is not None:
-        hits.add("token_accuracy", best == targets)
-    sums = torch.zeros(len(wanted), device=each.device).index_add(0, sequence, each)
+        hits.add("token_accuracy", torch.cat(best) == targets)
+    sums = torch.zeros(len(wanted), device=logits.device).index_add(0, sequence, torch.cat(each))
     return sums, wanted.sum(1)
 
 
-def _read(
-    logits: torch.Tensor, sequence: torch.Tensor, column: torch.Tensor, targets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """[N] most likely tokens and fp32 [N] log-probabilities of the targets.
-
-    On a CPU these are put where fp32 logits were: of a large vocabulary a copy weighs more than the rest of the pass.
-    """
-    best, each = list[torch.Tensor](), list[torch.Tensor]()
-    size = max(1, _PART // logits[0].numel())
-    for start in range(0, len(logits), size):
-        part = logits[start : start + size].float()
-        inside = sequence // size == start // size  # in the order of all: places are sorted by sequence
-        place = sequence[inside] - start, column[inside]
-        best.append(part.argmax(-1)[place])
-        part = torch.log_softmax(part, -1, out=part if part.device.type == "cpu" else None)
-        each.append(part[(*place, targets[inside])])
-    return torch.cat(best), torch.cat(each)
+def _log_probabilities(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """[N] of the targets. Without a gradient, and on a CPU, all of them take the logits' place."""
+    own = not logits.requires_grad and logits.device.type == "cpu"
+    return torch.log_softmax(logits, -1, out=logits if own else None).gather(1, targets[:, None]).squeeze(1)
 
 
 def logits_at(model: torch.nn.Module, batch: Batch, sequence: torch.Tensor, position: torch.Tensor) -> torch.Tensor:

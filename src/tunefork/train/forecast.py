@@ -12,6 +12,7 @@ from tunefork.methods import make_method, method_info, steps_only
 from tunefork.models import quiet, torch_dtype
 from tunefork.render import Rendered
 from tunefork.tasks import row_losses
+from tunefork.tasks.loss import IGNORED
 from tunefork.train import speed
 from tunefork.train.prepare import Job
 from tunefork.train.simulation import Peak, Simulation, Work
@@ -32,8 +33,9 @@ class Forecast:
     """What a run will take.
 
     `parts` sum to `memory_bytes`, the peak as `PeakMeter` counts it. `phases` are the peaks of load, step, look and
-    save; the highest is `memory_bytes`. `mapped_bytes` come on top: frozen weights that a CPU reads in place from
-    their file, which the system counts as file cache. `seconds` are those of training, looks at dev included.
+    save, and of a start from a probe; the highest is `memory_bytes`. `mapped_bytes` come on top: frozen weights that a
+    CPU reads in place from their file, which the system counts as file cache. `seconds` are those of training, looks at
+    dev included.
     """
 
     seconds: float | None
@@ -68,7 +70,8 @@ def _simulated(job: Job, plan: BatchPlan, simulation: Simulation) -> Forecast:
 
     def loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         marks.append(simulation.work.copy())
-        shape = batch.rows, *batch.input_ids.shape
+        asked = torch.zeros(1, 1) if batch.targets is None else batch.targets != IGNORED
+        shape = (batch.rows, *batch.input_ids.shape, int(asked.any(0).sum()), int(asked.sum()))
         if shape not in seen:
             losses = row_losses(model, batch)
             if method.info.needs_backward:
@@ -105,10 +108,11 @@ def _simulated(job: Job, plan: BatchPlan, simulation: Simulation) -> Forecast:
         half = marks[len(marks) // 2]  # a micro-batch is a pass, or several alike
         micro, last = half.since(marks[0]), end.since(half)  # one; another one and the update
         if job.device.type == "cpu":
+            heaviest = plan.heaviest if method.info.needs_backward else plan.heaviest[-1:]
             with simulation.recorded() as light:
-                step([plan.typical] * len(plan.heaviest))
+                step([plan.typical] * len(heaviest))
             with simulation.recorded() as heavy:
-                step(plan.heaviest)
+                step(heaviest)
             spread = max(1, plan.heaviest_padded - plan.typical_padded)
             shares = [(size - plan.typical_padded) / spread for size in plan.step_sizes[:_REPLAYED]]
             simulation.replay(light, heavy, shares)
@@ -129,8 +133,7 @@ def _simulated(job: Job, plan: BatchPlan, simulation: Simulation) -> Forecast:
         speed.cost(work, job.device).scaled(size).seconds for work, sizes in looks.batches for size in sizes
     )
     mapped = _mapped(job, model, simulation)
-    start_up = START_UP_BYTES + (method.info.kernel_bytes if job.device.type == "cpu" else 0)
-    phases = {name: _parts(peak, name, mapped, start_up) for name, peak in simulation.phases.items()}
+    phases = {name: _parts(peak, name, mapped, _start_up(job)) for name, peak in simulation.phases.items()}
     if job.device.type == "cuda":  # there AdamW makes the square roots of all second moments at once
         phases["step"]["activations"] += max(0, sum(p.numel() * 4 for p in trained) - phases["step"]["activations"])
     totals = {name: sum(parts.values()) for name, parts in phases.items()}
@@ -161,9 +164,16 @@ def _parts(peak: Peak, phase: str, mapped: int, start_up: int) -> dict[str, int]
     return {name: size for name, size in {**parts, "start-up": start_up}.items() if size}
 
 
-def _mapped(job: Job, model: torch.nn.Module, simulation: Simulation | None = None) -> int:
-    """Bytes of weights that a CPU uses where they lie in the file: never written, and in the format they have there."""
-    if job.device.type != "cpu":
+def _start_up(job: Job) -> int:
+    return START_UP_BYTES + (method_info(job.recipe.train.method).kernel_bytes if job.device.type == "cpu" else 0)
+
+
+def _mapped(job: Job, model: torch.nn.Module, simulation: Simulation | None) -> int:
+    """Bytes of weights that a CPU uses where they lie in the file: never written, and in the format they have there.
+
+    Without a simulation, whether a method writes what has no gradient is not known, and is taken as said.
+    """
+    if job.device.type != "cpu" or (simulation is None and not method_info(job.recipe.train.method).needs_backward):
         return 0
     stored = _DISK_DTYPES[job.facts.dtype_on_disk]
     read = [p for p in model.parameters() if not p.requires_grad and not (simulation and simulation.wrote(p))]
@@ -186,12 +196,13 @@ def _coarse(job: Job, plan: BatchPlan, error: BaseException) -> Forecast:
     if job.recipe.train.activation_checkpointing:
         token = facts.hidden * width * (34 + 2 * facts.layers)
     passing = plan.heaviest_padded * (token + 12 * facts.vocab)
-    mapped = _mapped(job, model)
+    mapped = _mapped(job, model, None)
     parts = {
         "weights": weights - mapped,
         "gradients": 4 * trained,
         "optimizer state": 8 * trained,
         "activations": passing,
+        "start-up": _start_up(job),
     }
     why = str(error).strip().partition("\n")[0][:160]
     how = (

@@ -86,12 +86,12 @@ def simulate_look(job: Job, model: torch.nn.Module, simulation: Simulation) -> L
     compute = functools.partial(autocast, job.device, torch_dtype(job.recipe.model.dtype))
     common: dict[str, Any] = {"device": job.device, "tokens_per_batch": section.tokens_per_batch}
     common |= {"compute": compute, "check": nothing}
-    texts = task.form in ("text", "chat")
+    texts = task.form in ("text", "chat") or task.metric == LOSS
     share = any(r.fanned_out for r in dev) and can_share_prefix(model) and not texts
-    fans = [len(r.candidates) if r.fanned_out and not (texts or share) else 1 for r in dev]
+    fans = [len(r.candidates) if r.fanned_out and not share else 1 for r in dev]
     budget = text_tokens(model, job.device, section.tokens_per_batch) if texts else section.tokens_per_batch
     groups = pack([r.longest for r in dev], budget, fans)
-    sizes = [padded([dev[i] for i in group], not (texts or share)) for group in groups]
+    sizes = [padded([dev[i] for i in group], not share) for group in groups]
     heaviest = max(range(len(groups)), key=lambda g: sizes[g])
     rows = [dev[i] for i in groups[heaviest]]
     training, before = model.training, simulation.work.copy()
@@ -117,8 +117,11 @@ def simulate_start(job: Job, model: torch.nn.Module) -> None:
     groups = pack([len(r.ids) for r in rows], section.tokens_per_batch)
     heaviest = max(groups, key=lambda group: padded([rows[i] for i in group], fan=False))
     batch = job.renderer.batch([rows[i] for i in heaviest], learn=False).to(job.device)
+    training = model.training
+    model.eval()
     with torch.no_grad(), autocast(job.device, torch_dtype(job.recipe.model.dtype)):
         row_scores(model, batch)
+    model.train(training)
 
 
 def _simulate_answers(
