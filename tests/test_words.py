@@ -25,6 +25,19 @@ def test_decimals(value: float | None, signed: bool, said: str) -> None:
     assert words.decimal(value, signed) == said
 
 
+@pytest.mark.parametrize(
+    ("adapter", "method", "said"),
+    [
+        ("none", "backprop", "full fine-tuning"),
+        ("none", "zo", "zeroth-order training"),
+        ("lora", "zo", "LoRA with zo"),
+        ("lora", "backprop", "LoRA"),
+    ],
+)
+def test_what_was_trained_in_a_word(adapter: str, method: str, said: str) -> None:
+    assert words.system_name({"adapter": {"name": adapter}, "train": {"method": method}}) == said
+
+
 def test_a_dash_never_meets_a_minus() -> None:
     assert words.interval(0.1, 0.2) == "0.100–0.200"
     assert words.interval(-0.1, 0.2) == "−0.100 to 0.200"

@@ -71,6 +71,8 @@ def system_name(recipe: Mapping[str, Any]) -> str:
     adapter, method = str(recipe["adapter"]["name"]), str(recipe["train"]["method"])
     if method == "hosted":
         return "hosted fine-tuning"
+    if (adapter, method) == ("none", "zo"):
+        return "zeroth-order training"  # of all weights, or of an adapter that it makes itself
     name = _ADAPTERS.get(adapter, adapter)
     return name if method == "backprop" else f"{name} with {method}"
 

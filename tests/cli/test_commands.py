@@ -576,9 +576,17 @@ def test_replay_of_a_run_begun_over_and_of_its_export(place: Place, tunefork: Co
     said = tunefork("replay", base, "out", "-o", "first", "--step", 1)
     assert said.code == 0
     assert "step 1 of 2 rebuilt" in said.out
-    said = tunefork("replay", base, "out", "-o", "beyond", "--step", 3)
-    assert said.code == 2
-    assert "must be from 0 to 2" in said.sentence
+    assert "replaying steps 0 to 1" in said.out + said.err
+    for where, model, *step in (("beyond", base, "--step", 3), ("adapter", "out/model"), ("else", place.tiny("gpt2"))):
+        said = tunefork("replay", model, "out", "-o", where, *step)
+        assert said.code == 2
+        assert "replaying" not in said.out + said.err, "what cannot be done is not announced"
+        says = {
+            "beyond": "must be from 0 to 2",
+            "adapter": "holds an adapter, not a model",
+            "else": "it was trained on",
+        }
+        assert says[where] in said.sentence
 
 
 def test_report(place: Place, tunefork: Command) -> None:
@@ -650,10 +658,34 @@ def test_compare_checks_every_cell_before_the_first_begins(place: Place, tunefor
     assert not (place.folder / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("methods", "given", "says"),
+    [
+        ("zo/none", "train.betas=[0.8, 0.9]", "`train.betas` is read by the method backprop"),
+        ("zo/none", "train.activation_checkpointing=true", "saves memory in a backward pass"),
+        ("backprop/lora,none", "zo.queries=4", "`zo.queries` is read by the method zo"),
+        ("backprop/lora", "zo.objective=accuracy", "needs a gradient"),
+        ("zo/none,backprop/lora", "zo.objective=acuracy", "Did you mean"),
+        (
+            "zo/none,zo/lora",
+            "train.learning_rate=0.01",
+            "Received backprop, and methods zo/none, zo/lora. Try --method zo",
+        ),
+    ],
+)
+def test_compare_refuses_what_no_cell_reads(
+    place: Place, tunefork: Command, methods: str, given: str, says: str
+) -> None:
+    said = tunefork("compare", *place.train("--set", given)[1:], "--methods", methods)
+    assert (said.code, says in said.sentence) == (2, True), said.sentence
+    assert not (place.folder / "out").exists()
+
+
 @pytest.mark.slow
 def test_compare_sets_zo_beside_back_propagation(place: Place, tunefork: Command) -> None:
     """Each with settings of its own, under one limit of memory."""
     given = place.train("--learning-rate", 0.01, "--set", "train.betas=[0.8, 0.9]")[1:]
+    given += ["--set", "zo.calibrate=false", "--set", "zo.queries=4", "--set", "zo.objective=accuracy"]
     methods = ["--methods", "zo/none,backprop/lora"]
     found = document(tunefork("compare", *given, *methods, "--memory-limit", "4G"))
     assert [cell["error"] for cell in found["cells"]] == [None, None]
@@ -663,12 +695,14 @@ def test_compare_sets_zo_beside_back_propagation(place: Place, tunefork: Command
     assert advice["memory_limit_bytes"] == 4 * 2**30
     assert advice["difference"]["low"] <= advice["difference"]["difference"] <= advice["difference"]["high"]
     assert json.loads((place.folder / "out" / "comparison.json").read_text())["advice"] == advice
-    kept = [
-        json.loads((place.folder / "out" / "cells" / c / "result.json").read_text())["recipe"]["train"]
+    zo, backprop = [
+        json.loads((place.folder / "out" / "cells" / c / "result.json").read_text())["recipe"]
         for c in ("zo-none", "backprop-lora")
     ]
-    assert kept[1]["learning_rate"] == 0.01
-    assert kept[0]["betas"] == [0.9, 0.999]
+    assert (backprop["train"]["learning_rate"], zo["train"]["learning_rate"]) == (0.01, None)
+    assert (backprop["train"]["betas"], zo["train"]["betas"]) == ([0.8, 0.9], [0.9, 0.999])
+    found = [(r["zo"]["calibrate"], r["zo"]["queries"], r["zo"]["objective"]) for r in (zo, backprop)]
+    assert found == [(False, 4, "accuracy"), (None, None, "loss")]
     said = tunefork("compare", *given[:-2], "--out", "small", *methods, "--memory-limit", "4Q")
     assert (said.code, "must be a number with K, M, G or T" in said.sentence) == (2, True)
 

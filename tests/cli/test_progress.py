@@ -54,6 +54,7 @@ def test_a_narrow_terminal_leaves_out_the_end_of_the_line_and_no_count() -> None
 def test_zeroth_order_steps_tell_slope_and_queries() -> None:
     values = {"projected_gradient": 0.25, "queries": 8.0, "row_forwards": 512.0}
     assert "|g| 0.25 · 8 queries · " in watched(False, {**STEP, **values})
+    assert "|g| 0.25 · 1 query · " in watched(False, {**STEP, **values, "queries": 1.0})
 
 
 def test_memory_while_it_works_is_the_peak_that_the_result_keeps(tiny: Callable[[str], Path], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from tests.evaluate.scenes import REVIEWS, Scene, choices, reviews, rows, scene
 from tests.tiny import CAUSAL, KINDS
 from tunefork.errors import DataError, Interrupted
+from tunefork.evaluate import batching
 from tunefork.evaluate.batching import pack
 from tunefork.evaluate.harness import look_metrics, mean_loss, predict_examples
 from tunefork.evaluate.prefix import can_share_prefix
@@ -105,6 +106,23 @@ def test_order_and_batches_do_not_change_predictions(tiny: Tiny, kind: str, form
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
         assert sum(one.probabilities) == pytest.approx(1)
         assert one.predicted in ("good", "bad")
+
+
+@pytest.mark.parametrize("kind", ["llama", "roberta"])
+def test_a_pass_of_a_large_vocabulary_has_few_logits(tiny: Tiny, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    s = scene(tiny(kind), kind, CLASSIFY, reviews())
+    words = s.model.config.vocab_size  # type: ignore[union-attr]
+    sizes: list[int] = []
+    hook = s.model.register_forward_hook(lambda _module, _inputs, output: sizes.append(output.logits.numel()))
+    usual = predict_examples(s.model, s.asking(4096), s.examples)
+    passes = len(sizes)
+    monkeypatch.setattr(batching, "LOGITS", {"cpu": words * 50})
+    fewer = predict_examples(s.model, s.asking(4096), s.examples)
+    hook.remove()
+    assert max(sizes[passes:]) <= words * 50
+    assert (len(sizes) > 2 * passes) == (kind == "roberta")  # a decoder computes those at one place of a row alone
+    for one, other in zip(usual, fewer, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
 
 
 def test_rendering_beforehand_changes_nothing(tiny: Tiny) -> None:

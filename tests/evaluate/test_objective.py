@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from tests.evaluate import scenes
 from tests.stopping import StopAt
-from tunefork.errors import Interrupted, RecipeError
+from tunefork.errors import Interrupted, RecipeError, TrainingError
 from tunefork.evaluate.harness import predict_examples
 from tunefork.evaluate.objective import make_objective
 from tunefork.recipe import Recipe, TaskSection, make_recipe
@@ -166,6 +167,63 @@ def test_what_cannot_be_raised_is_refused(
     with pytest.raises(RecipeError, match=says) as refused:
         prepare(recipe(tiny("llama"), tmp_path, task, objective, train={"method": method}))
     assert "Received" in str(refused.value)
+
+
+FAULTY = """
+def divides(found): return 1 / 0
+def nothing(found): pass
+def text(found): return "0.5"
+def undefined(found): return float("nan")
+def misspelt(found): return sum(p.label == p.gold for p in found)
+def varied(found): return len({p.predicted for p in found}) / len({p.gold for p in found} - {None, ""})
+calls = []
+def later(found):
+    calls.append(found)
+    return None if len(calls) > 3 else 1.0
+"""
+
+
+@pytest.mark.parametrize("task", ["classification", "generation"])
+@pytest.mark.parametrize(
+    ("objective", "says"),
+    [
+        (
+            "divides",
+            r"Received ZeroDivisionError: division by zero \(.*faulty_goals.py, line 2\) from python:faulty_goals",
+        ),
+        ("nothing", "Received None from python:faulty_goals:nothing"),
+        ("text", "Received '0.5' from"),
+        ("undefined", "Received nan from"),
+        ("misspelt", "AttributeError: 'Prediction' object has no attribute 'label'"),
+        ("missing", "AttributeError: module 'faulty_goals' has no attribute 'missing'"),
+        ("", "Received 'python:faulty_goals'. Try python:faulty_goals:cost"),
+        ("varied", ""),
+    ],
+)
+def test_the_faults_of_a_function_are_known_before_a_model_is_loaded(
+    tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, objective: str, says: str
+) -> None:
+    (tmp_path / "faulty_goals.py").write_text(FAULTY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "faulty_goals", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    given = recipe(tiny("llama"), tmp_path, task, f"python:faulty_goals:{objective}".removesuffix(":"))
+    if not says:
+        prepare(given)  # made-up answers differ from each other, as a model's do
+        return
+    with pytest.raises(RecipeError, match=says) as refused:
+        prepare(given)
+    assert str(refused.value).startswith("`zo.objective` must ") and "Try" in str(refused.value)
+
+
+def test_a_function_that_fails_later_is_named(
+    tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "later_goals.py").write_text(FAULTY)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrainingError, match="must give a finite number") as failed:
+        finetune(recipe(tiny("bert"), tmp_path, {"name": "scoring", "form": "head"}, "python:later_goals:later"))
+    assert "Received None from python:later_goals:later. Try" in str(failed.value)
 
 
 def test_no_answer_ever_changes(tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

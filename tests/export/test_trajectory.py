@@ -48,6 +48,7 @@ CASES = [
     Case("roberta", "head", "head"),
     Case("llama", "prefix", dtype="bf16"),
     Case("gpt2", "qlora"),
+    Case("llama", "qlora", direction="rademacher"),
 ]
 Trained = Callable[..., Path]
 

@@ -91,7 +91,8 @@ class Watcher(Listener):
             self.forwards += event.values["row_forwards"] if done else 0.0
             forwards = self.forwards / (now - self.started) if done else 0.0
             slope, queries = event.values["projected_gradient"], event.values["queries"]
-            rate = f"|g| {slope:.3g} · {queries:.0f} queries · {forwards:,.0f} row-forwards/s"
+            along = f"{queries:.0f} {'query' if queries == 1 else 'queries'}"
+            rate = f"|g| {slope:.3g} · {along} · {forwards:,.0f} row-forwards/s"
         goal = "objective" if "objective" in event.values else "loss"
         text = f"{goal} {event.values[goal]:.4f}{look} · {rate}{memory}"
         if self.bar is not None and self.task is not None:

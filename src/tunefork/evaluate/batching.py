@@ -8,10 +8,17 @@ from typing import Any
 import torch
 
 from tunefork.models import bare_model
+from tunefork.render import Rendered, Renderer
 
 LOGITS = {"cpu": 2**24}
 MORE_LOGITS = 2**26
 """Logits of one pass in evaluation, at most, by device: of large vocabularies they would outgrow all else."""
+
+
+def many_logits(renderer: Renderer, rows: Sequence[Rendered]) -> bool:
+    """Whether a pass over rows that are chosen for has logits at most tokens: not a head, nor one place of a row."""
+    places = renderer.model_kind == "causal" and all(r.read_at is not None for r in rows)
+    return renderer.task.form != "head" and not places
 
 
 def text_tokens(model: torch.nn.Module, device: torch.device, budget: int) -> int:

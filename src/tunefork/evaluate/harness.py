@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from tunefork.errors import DataError
-from tunefork.evaluate.batching import pack, text_tokens
+from tunefork.evaluate.batching import many_logits, pack, text_tokens
 from tunefork.evaluate.generate import Generated, answer_renderer, generate
 from tunefork.evaluate.prefix import can_share_prefix, prefix_scores
 from tunefork.render import Rendered, Renderer
@@ -148,7 +148,7 @@ def _scores(model: torch.nn.Module, asking: Asking, rendered: Sequence[Rendered]
     sharing = [i for i, r in enumerate(rendered) if share and r.fanned_out and r.ids]
     whole = sorted(set(range(len(rendered))) - set(sharing))
     found: dict[int, np.ndarray] = {}
-    for rows in _groups(asking, [rendered[i] for i in whole]):
+    for rows in _groups(model, asking, [rendered[i] for i in whole], everywhere=False):
         asking.check()
         some = [whole[k] for k in rows]
         batch = asking.renderer.batch([rendered[i] for i in some]).to(asking.device)
@@ -212,8 +212,7 @@ def _losses(
 ) -> list[tuple[float, float]]:
     """(summed loss, weight) of each."""
     found: list[tuple[float, float]] = [(0.0, 0.0)] * len(rendered)
-    fewer = replace(asking, tokens_per_batch=text_tokens(model, asking.device, asking.tokens_per_batch))
-    for group in _groups(fewer, rendered):
+    for group in _groups(model, asking, rendered, everywhere=True):
         asking.check()
         batch = asking.renderer.batch([rendered[k] for k in group], learn=True).to(asking.device)
         with asking.compute():
@@ -223,13 +222,19 @@ def _losses(
     return found
 
 
-def _groups(asking: Asking, rendered: Sequence[Rendered]) -> list[list[int]]:
-    """Batches of row numbers. Rows of one sequence and rows of several do not mix: a batch fans out all or none."""
+def _groups(model: torch.nn.Module, asking: Asking, rendered: Sequence[Rendered], everywhere: bool) -> list[list[int]]:
+    """Batches of row numbers. Rows of one sequence and rows of several do not mix: a batch fans out all or none.
+
+    `everywhere`: logits are asked for at every token, whatever the rows are.
+    """
     groups: list[list[int]] = []
     for fanned in (False, True):
         rows = [i for i, r in enumerate(rendered) if r.fanned_out == fanned]
+        budget = asking.tokens_per_batch
+        if everywhere or many_logits(asking.renderer, [rendered[i] for i in rows]):
+            budget = text_tokens(model, asking.device, budget)
         fans = [len(rendered[i].candidates) if fanned else 1 for i in rows]
-        packed = pack([rendered[i].longest for i in rows], asking.tokens_per_batch, fans)
+        packed = pack([rendered[i].longest for i in rows], budget, fans)
         groups += [[rows[k] for k in group] for group in packed]
     return groups
 

@@ -10,6 +10,7 @@ import torch
 from tunefork.batch import Batch
 from tunefork.errors import RunError
 from tunefork.evaluate.trained import trained_task
+from tunefork.methods import learns_beside
 from tunefork.methods.zo import put_start, rebuild
 from tunefork.models import choose_device, load_model, load_tokenizer, save_artefact, torch_dtype
 from tunefork.models.artefact import base_facts
@@ -63,7 +64,7 @@ def rebuild_artefact(
         seed=recipe.seed,
         activation_checkpointing=False,
         prefix_examples=Batch(nothing, torch.ones_like(nothing), nothing[0], torch.ones(1)),  # the start replaces it
-        frozen=True,
+        frozen=recipe.adapter.name in learns_beside(recipe),
     )
     put_start(model, trajectory)
     save_artefact(rebuild(model, recipe, trajectory, step, learned), tokenizer, facts, folder, rendering)

@@ -21,9 +21,12 @@ class _Entry:
     make: Callable[[torch.nn.Module, Recipe, Path | None, Mapping[str, Any] | None, Objective | None], Method]
     check: Callable[[Recipe], None]
     batch: Callable[[Recipe, bool], UsualBatch]
+    beside: Callable[[Recipe], tuple[str, ...]]
 
 
-_REGISTRY = {m.INFO.name: _Entry(m.INFO, m.make, m.check_settings, m.usual_batch) for m in (backprop, zo)}
+_REGISTRY = {
+    m.INFO.name: _Entry(m.INFO, m.make, m.check_settings, m.usual_batch, m.learns_beside) for m in (backprop, zo)
+}
 _HOSTED = MethodInfo(
     name="hosted",
     summary="A service fine-tunes a model that it keeps; its answers are measured here.",
@@ -71,6 +74,11 @@ def usual_batch(recipe: Recipe, mean: bool) -> UsualBatch:
     return _local(recipe).batch(recipe, mean)
 
 
+def learns_beside(recipe: Recipe) -> tuple[str, ...]:
+    """Adapters with which the method is given the base as stored, frozen: what it learns lies beside the model."""
+    return _local(recipe).beside(recipe)
+
+
 def steps_only(recipe: Recipe) -> Recipe:
     """The recipe without what a method does once before its first step: for a forecast, which looks at steps."""
     return recipe.model_copy(update={"zo": recipe.zo.model_copy(update={"calibrate": False})})
@@ -99,6 +107,7 @@ __all__ = [
     "StepResult",
     "UsualBatch",
     "check_settings",
+    "learns_beside",
     "list_methods",
     "make_method",
     "method_info",

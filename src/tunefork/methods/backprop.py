@@ -32,6 +32,10 @@ def usual_batch(recipe: Recipe, mean: bool) -> UsualBatch:
     return UsualBatch()
 
 
+def learns_beside(recipe: Recipe) -> tuple[str, ...]:
+    return ()
+
+
 def check_settings(recipe: Recipe) -> None:
     """Raises RecipeError for settings of the method zo."""
     if recipe.zo.objective != ZoSection().objective:
@@ -42,7 +46,8 @@ def check_settings(recipe: Recipe) -> None:
     if recipe.zo != ZoSection():
         set_here = next(k for k in ZoSection.model_fields if getattr(recipe.zo, k) != getattr(ZoSection(), k))
         raise RecipeError(
-            f"`zo.{set_here}` is read by the method zo. Received method {recipe.train.method}. Try --method zo."
+            f"`zo.{set_here}` is read by the method zo. Received method {recipe.train.method}. Try --method zo, or "
+            "leaving it out."
         )
 
 

@@ -37,7 +37,7 @@ class MethodInfo:
     paper: str
     adapters: tuple[str, ...]  # adapters it can train
     memory: str  # formula in words, for `tunefork methods`
-    needs_backward: bool  # then adapter none trains fp32 weights; else it leaves the base as stored, frozen
+    needs_backward: bool
     kernel_bytes: int = 0  # what its kernels take on a CPU, once they are loaded
 
 

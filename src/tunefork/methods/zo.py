@@ -40,7 +40,6 @@ _UNREAD = ("betas", "adam_epsilon", "max_grad_norm")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CALIBRATE_EVERY = 128  # steps, after those of the first batches
 _MEASURED = tuple(field.name for field in fields(Calibration) if field.name != "reason")
-_BESIDE = ("none", "qlora")  # adapters that leave the model as it is: what is learned lies beside its matrices
 
 
 def check_settings(recipe: Recipe) -> None:
@@ -78,6 +77,12 @@ def usual_batch(recipe: Recipe, mean: bool) -> UsualBatch:
     return UsualBatch(rows, why, preset.sampling, evaluations)
 
 
+def learns_beside(recipe: Recipe) -> tuple[str, ...]:
+    """Dense directions change weights, and NF4 ones cannot be changed: over those they train an adapter."""
+    low_rank = options_of(recipe.zo.preset, _changes(recipe.zo, "qlora")).direction == "low_rank"
+    return ("none", "qlora") if low_rank else ("none",)
+
+
 def make(
     model: torch.nn.Module,
     recipe: Recipe,
@@ -88,7 +93,7 @@ def make(
     """`trajectory` logs the run and keeps what `model` has that its base has not: all that requires a gradient."""
     section, adapter = recipe.zo, str(recipe.adapter.name)
     changes = _changes(section, adapter)
-    if adapter in _BESIDE and options_of(section.preset, changes).direction != "low_rank":
+    if adapter == "none" and options_of(section.preset, changes).direction != "low_rank":
         changes["train"] = ["*"]
     known = recipe.model_dump(mode="json", exclude={"out"}, exclude_defaults=True)
     try:
@@ -155,7 +160,7 @@ def _changes(section: ZoSection, adapter: str) -> dict[str, Any]:
     """What a recipe changes in its preset. Adapters and heads get dense directions: small, and not matrices alone."""
     changes = dict(preset_of(section.preset).metric) if section.objective != _LOSS else {}
     changes |= {axis: value for axis in _AXES if (value := getattr(section, axis)) is not None}
-    if adapter not in (*_BESIDE, "auto"):
+    if adapter not in ("none", "qlora", "auto"):
         changes.setdefault("direction", "rademacher")
     return changes
 
@@ -204,7 +209,7 @@ class BatchRows:
 class ZerothOrder:
     """`ZO` on the task's loss, or on an objective.
 
-    With adapters none and qlora the low-rank change becomes a LoRA file at the end.
+    With adapters none and qlora a low-rank change becomes a LoRA file at the end.
     """
 
     info = INFO
@@ -215,7 +220,7 @@ class ZerothOrder:
         self.model, self.dtype, self.optimizer = model, _DTYPES[recipe.model.dtype], optimizer
         self.objective = objective
         self.low_rank = optimizer.options.direction == "low_rank"
-        self.beside = recipe.adapter.name in _BESIDE
+        self.beside = recipe.adapter.name in learns_beside(recipe)
         self.peak, self.peak_given = optimizer.options.lr, recipe.train.learning_rate is not None
         self.epsilon = recipe.zo.epsilon
         self.calibrates = recipe.zo.calibrate is True

@@ -45,8 +45,8 @@ def load_model(
 
     Frozen weights are in `dtype` (NF4 for qlora). Everything that is trained is fp32, so that no update is rounded
     away: adapters, heads and, with adapter none, the whole model, which computes in `dtype` inside `autocast`.
-    Fresh weights are a function of `seed`; the global random state is not touched. With `frozen`, adapters none and
-    qlora leave the base as it is, and only a fresh head requires gradients: what is learned lies beside it.
+    Fresh weights are a function of `seed`; the global random state is not touched. With `frozen` the base stays
+    as it is, without an adapter, and only a fresh head requires gradients: what is learned lies beside it.
 
     Raises UnsupportedError, RecipeError or MissingExtraError before weights are read where the combination cannot be.
     """
@@ -55,7 +55,7 @@ def load_model(
         raise ValueError("adapter.name must be resolved before a model is loaded")
     check_support(facts, name, form, "training", activation_checkpointing=activation_checkpointing)
     targets: list[str] = []
-    if name in ("lora", "qlora", "dora") and not (frozen and name == "qlora"):
+    if name in ("lora", "qlora", "dora") and not frozen:
         targets = adapter_targets(facts, form, adapter.targets or "auto")
     loaded = load_transformers(
         facts,
@@ -66,7 +66,7 @@ def load_model(
         nf4=name == "qlora",
         seed=seed,
     )
-    if frozen and name in ("none", "qlora"):
+    if frozen:
         loaded.model.requires_grad_(False)
         for module in loaded.head:
             loaded.model.get_submodule(module).requires_grad_(True)

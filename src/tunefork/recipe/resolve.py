@@ -49,6 +49,7 @@ class Situation:
     baselines: tuple[str, ...]  # that fit the task
     checkpointing_needed: bool  # the forecast without activation checkpointing does not fit
     needs_backward: bool = True  # the method computes gradients
+    beside: tuple[str, ...] = ()  # adapters with which it leaves the model as it is
     usual_batch: UsualBatch = field(default_factory=UsualBatch)
 
 
@@ -110,7 +111,7 @@ def resolve(recipe: Recipe, now: Situation) -> Resolved:
     fill("data.layout", now.layout, "told from the keys of the rows")
 
     adapter = fill("adapter.name", *_adapter(now))
-    is_lora = adapter in ("lora", "dora") or (adapter == "qlora" and now.needs_backward)
+    is_lora = adapter in ("lora", "dora") or (adapter == "qlora" and adapter not in now.beside)
     if is_lora:
         fill("adapter.alpha", float(2 * tree["adapter"]["rank"]), "2 x rank")
         if tree["adapter"]["targets"] in ("auto", None):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from tunefork.batch import Batch
-from tunefork.methods import make_method, method_info, steps_only
+from tunefork.methods import learns_beside, make_method, method_info, steps_only
 from tunefork.models import quiet, torch_dtype
 from tunefork.render import Rendered
 from tunefork.tasks import row_losses
@@ -152,7 +152,7 @@ def _skeleton(job: Job) -> torch.nn.Module:
         form=job.task.form,
         labels=job.task.labels,
         adapter=recipe.adapter,
-        frozen=not method_info(recipe.train.method).needs_backward,
+        frozen=recipe.adapter.name in learns_beside(recipe),
         activation_checkpointing=bool(recipe.train.activation_checkpointing),
     )
 

@@ -17,7 +17,7 @@ from tunefork.errors import DataError, RecipeError
 from tunefork.evaluate.baselines import BaselineResult, check_baselines, fitting_baselines, run_baselines
 from tunefork.evaluate.harness import Asking, nothing
 from tunefork.evaluate.objective import check_objective, is_mean
-from tunefork.methods import check_settings, method_info, usual_batch
+from tunefork.methods import check_settings, learns_beside, method_info, usual_batch
 from tunefork.models import (
     ModelFacts,
     adapter_targets,
@@ -140,7 +140,7 @@ def prepare(recipe: Recipe) -> Job:
     room = usable_positions(facts, recipe.adapter)
     limit = min(room, LONGEST_AUTOMATIC) if recipe.model.max_length == "auto" else int(recipe.model.max_length)
     renderer = Renderer(tokenizer, facts.kind, task, limit, recipe.task.chat_template)
-    check_objective(recipe.zo.objective, renderer)
+    check_objective(recipe.zo.objective, renderer, examples["train"])
     rendered = {name: [r for e in examples[name] for r in renderer.render(e)] for name in SPLITS}
     findings += check_rendered(rendered, task, renderer, recipe.data)
     rendered["train"] = [r for r in rendered["train"] if _teaches(r)]
@@ -256,5 +256,6 @@ def _situation(
         baselines=fitting_baselines(renderer.task),
         checkpointing_needed=False,
         needs_backward=method_info(recipe.train.method).needs_backward,
+        beside=learns_beside(recipe),
         usual_batch=usual_batch(recipe, is_mean(recipe.zo.objective, renderer.task)),
     )

@@ -63,11 +63,11 @@ def build_skeleton(
     model = meta_model(config, facts.kind, head, facts.trust_remote_code)
     loaded = Loaded(model, _beside_backbone(model) if head else ())
     name = adapter.name
-    lora = name in ("lora", "qlora", "dora") and not (frozen and name == "qlora")
+    lora = name in ("lora", "qlora", "dora") and not frozen
     targets = lora_targets(model, adapter.targets or "auto") if lora else []
     if name == "qlora" or facts.quantized:
         _quantize(model)
-    if frozen and name in ("none", "qlora"):
+    if frozen:
         return model.requires_grad_(False)
     if name == "none":
         built = train_everything(loaded)

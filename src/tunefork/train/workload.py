@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tunefork.evaluate.batching import pack, text_tokens
+from tunefork.evaluate.batching import many_logits, pack, text_tokens
 from tunefork.evaluate.generate import answer_renderer, generate
 from tunefork.evaluate.harness import LOSS, UNGENERATED, nothing
 from tunefork.evaluate.prefix import can_share_prefix, prefix_scores
@@ -89,7 +89,9 @@ def simulate_look(job: Job, model: torch.nn.Module, simulation: Simulation) -> L
     texts = task.form in ("text", "chat") or task.metric == LOSS
     share = any(r.fanned_out for r in dev) and can_share_prefix(model) and not texts
     fans = [len(r.candidates) if r.fanned_out and not share else 1 for r in dev]
-    budget = text_tokens(model, job.device, section.tokens_per_batch) if texts else section.tokens_per_batch
+    budget = section.tokens_per_batch
+    if texts or (not share and many_logits(job.renderer, dev)):
+        budget = text_tokens(model, job.device, budget)
     groups = pack([r.longest for r in dev], budget, fans)
     sizes = [padded([dev[i] for i in group], not share) for group in groups]
     heaviest = max(range(len(groups)), key=lambda g: sizes[g])

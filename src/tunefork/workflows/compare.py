@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from tunefork.errors import (
     UnsupportedError,
     did_you_mean,
 )
+from tunefork.evaluate.objective import check_objective
 from tunefork.evaluate.stored import read_predictions
 from tunefork.evaluate.summary import compare_predictions
 from tunefork.files import make_folder, write_json
@@ -38,7 +39,7 @@ from tunefork.workflows.tuned import require_local
 
 COMPARISON_SCHEMA = 1
 KEPT = "comparison.json"
-_OF_A_METHOD = ("learning_rate", "betas", "adam_epsilon", "max_grad_norm", "activation_checkpointing")
+_OF_BACKPROP = ("betas", "adam_epsilon", "max_grad_norm", "activation_checkpointing")
 _ASK_SECONDS = 0.2  # how often a signal is looked for while a cell runs
 
 
@@ -67,8 +68,9 @@ def compare(
 
     A method is `adapter` or `method/adapter`: `lora`, `backprop/none`. By default: every adapter this model and
     task support with the recipe's method, and beside zo `backprop/lora`. A cell that fails keeps its place, with the
-    sentence that says why. Settings that the recipe gives for its own method alone are automatic for others, and
-    beside zo back-propagation recomputes activations, which is the least memory that it takes.
+    sentence that says why. A setting that one method alone reads goes to its cells, the learning rate to those of the
+    recipe's own method, and what no cell reads is refused. So with `zo.objective` back-propagation still lowers the
+    loss, and beside zo it recomputes activations, which is the least memory that it takes; all are measured alike.
 
     comparison.json is written after each cell. The same call with the same `out` keeps what is measured, goes on with
     a cell that was interrupted, and tries again what failed.
@@ -86,14 +88,22 @@ def compare(
     require_local(recipe, "`tunefork train --method hosted`, which sets baselines beside it, or `tunefork evaluate`")
     if methods is not None and not methods:
         raise RecipeError("`methods` must name at least one. Received none. Try --methods lora,none.")
-    trained = {name: _changes(recipe, name) for name in methods or ()}  # wrong names are refused before anything runs
+    own = recipe.train.method
+    among = {own, *(["backprop"] if own == "zo" else [])} if methods is None else {_method(recipe, n) for n in methods}
+    trained = {n: _changes(recipe, n, among) for n in methods or ()}  # wrong names are refused before anything runs
+    if own not in among and recipe.train.learning_rate != "auto":
+        raise RecipeError(
+            f"`train.learning_rate` is that of the recipe's method, which must then be compared. Received {own}, and "
+            f"methods {', '.join(methods or ())}. Try --method {min(among)}."
+        )
     folder = Path(recipe.out) if recipe.out is not None else free_folder(recipe)
     kept = _read(folder)
-    bare = recipe.model_copy(update={"adapter": AdapterSection(name=recipe.adapter.name)})  # a cell reads the rest
+    bare = _read_by(recipe, own, among)
+    bare = bare.model_copy(update={"adapter": AdapterSection(name=recipe.adapter.name)})  # a cell reads the rest
     job = prepare(bare)
     refuse_errors(job.findings)
     if methods is None:
-        trained = _supported(recipe, job)
+        trained = _supported(recipe, job, among)
     if any(tree["train"]["method"] == "zo" for tree in trained.values()):
         for tree in trained.values():
             _recompute_activations(tree, job)
@@ -159,14 +169,14 @@ def _asked(
     return json.loads(json.dumps(asked))
 
 
-def _supported(recipe: Recipe, job: Job) -> dict[str, dict[str, Any]]:
+def _supported(recipe: Recipe, job: Job, among: Collection[str]) -> dict[str, dict[str, Any]]:
     """Every adapter that the recipe's method, model and task allow, by name, and beside zo back-propagation."""
     names = list(method_info(recipe.train.method).adapters)
     if recipe.train.method == "zo":
         names.append("backprop/qlora" if job.facts.quantized else "backprop/lora")
     found: dict[str, dict[str, Any]] = {}
     for name in names:
-        tree = _changes(recipe, name)
+        tree = _changes(recipe, name, among)
         with suppress(RecipeError, UnsupportedError, MissingExtraError):
             _check(tree, job)
             found[name] = tree
@@ -178,22 +188,35 @@ def _check(tree: Mapping[str, Any], job: Job) -> None:
     recipe = make_recipe(tree)
     check_settings(recipe)
     check_together(recipe, job.facts, job.task)
+    check_objective(recipe.zo.objective, job.renderer, job.examples["train"])
 
 
-def _changes(recipe: Recipe, name: str) -> dict[str, Any]:
+def _method(recipe: Recipe, name: str) -> str:
+    return name.rpartition("/")[0] or recipe.train.method
+
+
+def _read_by(recipe: Recipe, method: str, among: Collection[str]) -> Recipe:
+    """The recipe without what other methods `among` the cells read. What none of them reads stays, to be refused."""
+    zo, train, usual = recipe.zo, recipe.train, TrainSection()
+    if method != "zo" and "zo" in among:
+        zo = ZoSection()
+    if method != "backprop" and "backprop" in among:
+        train = train.model_copy(update={name: getattr(usual, name) for name in _OF_BACKPROP})
+    if method != recipe.train.method:
+        train = train.model_copy(update={"learning_rate": usual.learning_rate})
+    return recipe.model_copy(update={"zo": zo, "train": train})
+
+
+def _changes(recipe: Recipe, name: str, among: Collection[str]) -> dict[str, Any]:
     """The recipe with the method and adapter that `name` stands for, and no baselines of its own."""
-    method, _, adapter = name.rpartition("/")
-    method = method or recipe.train.method
+    method, adapter = _method(recipe, name), name.rpartition("/")[2]
     allowed = method_info(method).adapters
     if adapter not in allowed:
         whole = {info.name: f"{info.name}/{info.adapters[0]}" for info in list_methods() if info.adapters}
         instead = did_you_mean(adapter, allowed) or f" Try {whole.get(adapter, 'lora')}."
         adapters = f"with an adapter of {', '.join(allowed)}" if allowed else "of a method that trains here"
         raise RecipeError(f"A method must be an adapter, or METHOD/ADAPTER, {adapters}. Received {name!r}.{instead}")
-    tree = recipe.model_dump(mode="json")
-    if method != recipe.train.method:
-        tree["zo"] = ZoSection().model_dump(mode="json")
-        tree["train"] |= TrainSection().model_dump(mode="json", include=set(_OF_A_METHOD))
+    tree = _read_by(recipe, method, among).model_dump(mode="json")
     read = {"prefix_tokens"} if adapter == "prefix" else set[str]()
     if adapter in ("lora", "dora", "qlora"):
         read = {"rank", "alpha", "dropout", "targets"}

@@ -22,7 +22,7 @@ from tunefork.evaluate.stored import shown_text, write_predictions
 from tunefork.evaluate.summary import measure
 from tunefork.files import staged_folder
 from tunefork.hosted import is_hosted
-from tunefork.methods import make_method, method_info
+from tunefork.methods import learns_beside, make_method
 from tunefork.methods.zo import open_trajectory, put_start
 from tunefork.models import load_model, save_artefact, torch_dtype
 from tunefork.recipe import OPEN, Reason, Recipe, all_paths, dump_recipe, load_recipe, make_recipe
@@ -208,7 +208,7 @@ def _run(run: RunFolder, plan: Plan, resumed: Loaded | None, listener: Listener,
                 dtype=torch_dtype(recipe.model.dtype),
                 seed=recipe.seed,
                 activation_checkpointing=bool(recipe.train.activation_checkpointing),
-                frozen=not method_info(recipe.train.method).needs_backward,
+                frozen=recipe.adapter.name in learns_beside(recipe),
                 prefix_examples=_prefix_examples(job),
             )
             if run.trajectory_path.exists():

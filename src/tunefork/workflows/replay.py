@@ -14,6 +14,7 @@ from tunefork.errors import RunError
 from tunefork.export.rebuild import rebuild_artefact
 from tunefork.files import make_folder, staged_folder
 from tunefork.methods.zo import open_trajectory
+from tunefork.models.artefact import base_facts
 from tunefork.run import RunFolder
 from tunefork.train.checkpoint import load_step
 
@@ -58,6 +59,12 @@ def replay(
     if step is None:
         kept = run.read_result()["train"]["weights_from_step"] if of_run and run.finished else None
         step = reader.steps if kept is None else int(kept)
+    if not 0 <= step <= reader.steps:
+        raise RunError(
+            f"`step` must be from 0 to {reader.steps:,}, the steps that {path} has. Received {step:,}. Try without it."
+        )
+    if "base" in reader.header.about:  # what is refused at a glance is, before anything is announced
+        base_facts(reader.header.about["base"], str(base))
     before, learned = _nearest(run, step) if of_run else (0, None)
     terms = max(0, step - before) * reader.header.queries * reader.header.window
     on_stage(f"replaying steps {before:,} to {step:,}: {terms:,} directions")

@@ -17,7 +17,7 @@ from tunefork.zo.directions.lora_file import Factors, lora_factors, write_adapte
 from tunefork.zo.engine import Engine, Step, Uninterrupted
 from tunefork.zo.estimators import ESTIMATORS
 from tunefork.zo.measured import Objective
-from tunefork.zo.options import options_of
+from tunefork.zo.options import check_numbers, options_of
 from tunefork.zo.probes import BatchProbe, ClosureProbe, LossFn, Probe, Stacking
 from tunefork.zo.rows import Rows, TensorRows
 from tunefork.zo.sites import choose, fingerprint
@@ -161,8 +161,9 @@ class ZO(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One step on a closure that returns the loss of the same batch each time it is called, without backward().
 
-        A tensor is evaluated for both sides in one pass, a number side after side; `mode` says which it was. Every
-        query sees the closure's whole batch. Returns the mean of the losses on the two sides.
+        A tensor is evaluated for two sides in one pass (for `stack` sides where that is given), a number side after
+        side; `mode` says which it was. Every query sees the closure's whole batch. Returns the mean of the losses on
+        the two sides; with a one-sided estimator, the loss where the model stands.
         """
         if closure is None:
             raise ValueError(
@@ -189,8 +190,8 @@ class ZO(torch.optim.Optimizer):
             lr: of this step; None: the param group's.
             objective: raised in place of lowering the losses. A step in which all its sides tie changes nothing.
 
-        Returns the mean of the losses on the two sides; with an objective, of its value with a minus, or this where the
-        model stands if that was looked at.
+        Returns what `step` does; with an objective, of its value with a minus, or this where the model stands if that
+        was looked at.
         """
         return self._step(BatchProbe(self.model, loss_fn, batches, rows or TensorRows(), self.stacking, objective), lr)
 
@@ -203,12 +204,10 @@ class ZO(torch.optim.Optimizer):
             self.last = Step(logged.step, logged.loss, logged.gradients, logged.terms, 0)
             return logged.loss
         group = self.param_groups[0]
-        self.last = self.engine.step(
-            probe,
-            lr=float(group["lr"] if lr is None else lr),
-            epsilon=float(group["epsilon"]),
-            weight_decay=float(group["weight_decay"]),
-        )
+        names = ("lr", "epsilon", "weight_decay")
+        numbers = {name: float(lr if name == "lr" and lr is not None else group[name]) for name in names}
+        check_numbers(**numbers)  # a NaN in the log would be a NaN in every weight
+        self.last = self.engine.step(probe, **numbers)
         return self.last.loss
 
     def _logged(self) -> Record | None:
@@ -246,6 +245,9 @@ class ZO(torch.optim.Optimizer):
                 the last eight batches or so. Where a step has few rows, eight in turn make lr depend little on which
                 they are; in a long run one now and then has it follow how the loss bends later.
         """
+
+        if epsilon is not None:
+            check_numbers(epsilon=epsilon)
 
         def probe() -> Probe:
             if not batches:
@@ -339,6 +341,8 @@ class ZO(torch.optim.Optimizer):
         Raises ValueError where the form cannot hold it: an adapter for parameters other than linear layers' matrices,
         weights that are quantised.
         """
+        if self.finished:
+            raise RuntimeError("What was learned is kept once. Received a second finish(). Try a new ZO(model).")
         path = None
         if folder is not None:
             path = self.write_adapter(folder)
@@ -373,7 +377,10 @@ class ZO(torch.optim.Optimizer):
         return {site.name: value for part in self.parts for site, value in part.values()}
 
     def detach(self) -> None:
-        """Takes the optimizer off the model. With low-rank directions the model is then what it was before."""
+        """Takes the optimizer off the model, until the next step.
+
+        The model is then what it was before, but for parameters that dense directions train: those are changed.
+        """
         self.engine.detach()
 
     def __enter__(self) -> ZO:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from importlib.resources import files
+from numbers import Real
 from typing import Any
 
 import yaml
@@ -52,14 +53,14 @@ class Options:
         _among("estimator", self.estimator, ESTIMATORS)
         _among("rows", self.rows, ("shared", "split"))
         _among("normaliser", self.normaliser, NORMALISERS)
-        _hold("rank", self.rank, self.rank >= 1, "at least 1", "4")
-        multiple = self.max_rank >= self.rank and self.max_rank % self.rank == 0
+        _hold("rank", self.rank, _whole(self.rank, 1), "a whole number from 1", "4")
+        multiple = _whole(self.max_rank, self.rank) and self.max_rank % self.rank == 0
         _hold("max_rank", self.max_rank, multiple, f"a multiple of `rank`, which is {self.rank}", f"{8 * self.rank}")
-        _hold("queries", self.queries, 1 <= self.queries < 1 << 16, "from 1 to 65535", "8")
-        _hold("stack", self.stack, self.stack is None or self.stack >= 1, "at least 1, or null", "null")
-        _hold("lr", self.lr, 0 <= self.lr < 1e6, "a number from 0", "1e-5")
-        _hold("epsilon", self.epsilon, 0 < self.epsilon < 1e6, "above 0", "1e-3")
-        _hold("weight_decay", self.weight_decay, 0 <= self.weight_decay < 1e6, "a number from 0", "0")
+        _hold("queries", self.queries, _whole(self.queries, 1) and self.queries < 1 << 16, "from 1 to 65535", "8")
+        _hold(
+            "stack", self.stack, self.stack is None or _whole(self.stack, 1), "a whole number from 1, or null", "null"
+        )
+        check_numbers(self.lr, self.epsilon, self.weight_decay)
         _hold("beta", self.beta, 0 <= self.beta < 1, "in [0, 1)", "0.99")
         _hold("momentum", self.momentum, 0 <= self.momentum <= 0.99, "in [0, 0.99]", "0.9")
         _hold("clip", self.clip, self.clip is None or self.clip > 0, "above 0, or null", "null")
@@ -122,6 +123,21 @@ def options_of(preset: str, changes: Mapping[str, Any]) -> Options:
     for key in chosen:
         _among("an option", key, names)
     return Options(**chosen)
+
+
+def check_numbers(lr: float = 0.0, epsilon: float = 1.0, weight_decay: float = 0.0) -> None:
+    """Raises ValueError for what no step can be made with."""
+    _hold("lr", lr, _between(lr, 0, 1e6), "a number from 0", "1e-5")
+    _hold("epsilon", epsilon, _between(epsilon, 0, 1e6) and epsilon > 0, "a number above 0", "1e-3")
+    _hold("weight_decay", weight_decay, _between(weight_decay, 0, 1e6), "a number from 0", "0")
+
+
+def _between(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, Real) and low <= float(value) < high
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _among(name: str, value: Any, known: Any) -> None:

@@ -2,8 +2,8 @@
 
 A `Lane` is one side of one query over some rows of the step's batch. Where the engine owns the batch, lanes are
 stacked: their rows are laid one after the other along the leading dimension and run in one pass. Where it has a
-closure, `torch.func.vmap` maps it over the two sides. What cannot be stacked or mapped runs lane by lane, and `mode`
-says why.
+closure, `torch.func.vmap` maps it over two lanes at a time. What cannot be stacked or mapped runs lane by lane, and
+`mode` says why.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ TOKENS = {"cpu": 512}
 MORE_TOKENS = 4096
 """Places (rows times positions) of a pass up to which lanes are stacked, by device: beyond, stacking saves no time."""
 
+_ONE_SIDE = "a dense direction has room for one side of one query"
 _LOSS_DTYPES = (torch.float32, torch.float64)
 _PROOF_SCALES = (10.0, 100.0, 1000.0)  # stacking is proven with larger steps: in 16 bit, rounding hides the small ones
 _PROOF_ROUNDING = 1e-5
@@ -80,14 +81,16 @@ class Stacking:
     """What an optimizer knows about putting several lanes in one pass.
 
     device: where the model runs.
-    limit: copies of the batch in one pass; None: as many as stay within `TOKENS`.
-    alone: why lanes must run one by one, where they must.
+    limit: copies of the batch in one pass; None: as many as stay within `TOKENS`, of a closure two.
+    alone: why lanes of the last step ran one by one, where they did.
+    refused: why lanes of a kind of probe must, once that is known.
     passes, rows: of one micro-batch, in the last step.
     """
 
     device: torch.device
     limit: int | None = None
     alone: str = ""
+    refused: dict[str, str] = field(default_factory=dict)
     passes: int = 1
     rows: int = 0
     proven: set[tuple[int, int]] = field(default_factory=set)
@@ -141,14 +144,13 @@ class BatchProbe:
         self.model, self.loss_fn, self.batches, self.reader, self.stacking = model, loss_fn, batches, rows, stacking
         self.counts = [rows.count(batch) for batch in batches]
         self.rows, self.forwards = sum(self.counts), 0
-        self.objective = objective
-        if objective is not None and not objective.stackable:
-            self.stacking.alone = "the objective's answers take more than one pass"
+        self.objective, self.kind = objective, "batch" if objective is None else "objective"
 
     def plain(self) -> None:
         self._losses(self.batches[0], self.counts[0])
 
     def measure(self, signs: tuple[int, int], show: Show) -> Measured:
+        self.stacking.alone = self._alone(show)
         shares = deal(self.rows, show.queries, show.split)
         lanes = [Lane(j, s, *dealt) for j, dealt in enumerate(shares) for s in signs if s and dealt[0] < dealt[1]]
         objective = self.objective
@@ -180,10 +182,15 @@ class BatchProbe:
         here = objective.loss(found[0, 0]) if objective is not None and (0, 0) in found else None
         return Measured(sides[0], sides[1], part, self.forwards, by_row, here)
 
+    def _alone(self, show: Show) -> str:
+        if not show.stackable:
+            return _ONE_SIDE
+        if self.objective is not None and not self.objective.stackable:
+            return "the objective's answers take more than one pass"
+        return self.stacking.refused.get(self.kind, "")
+
     def _micro(self, batch: Any, count: int, lanes: list[Lane], show: Show) -> list[tuple[Lane, list[Any]]]:
         """Each lane's losses or answers on one micro-batch."""
-        if not show.stackable:
-            self.stacking.alone = "a dense direction has room for one side of one query"
         if not self.stacking.alone:
             total = sum(lane.stop - lane.start for lane in lanes)
             key = (count, total)
@@ -193,7 +200,7 @@ class BatchProbe:
                     self.stacking.proven.add(key)
                 return self._values(batch, count, lanes, show, self.stacking.capacity(batch, count))
             except UnstackableError as error:
-                self.stacking.alone = str(error)
+                self.stacking.alone = self.stacking.refused[self.kind] = str(error)
         return self._values(batch, count, lanes, show, 0)
 
     def _values(
@@ -326,46 +333,49 @@ class ClosureProbe:
     def plain(self) -> None:
         self.forwards += 1
         value = self.closure()
-        if not isinstance(value, torch.Tensor) and not self.stacking.alone:
-            self.stacking.alone = f"the closure returns {type(value).__name__}, not a tensor"
+        if not isinstance(value, torch.Tensor):
+            self.stacking.refused["closure"] = f"the closure returns {type(value).__name__}, not a tensor"
 
     def measure(self, signs: tuple[int, int], show: Show) -> Measured:
-        if not show.stackable:
-            self.stacking.alone = "a dense direction has room for one side of one query"
-        elif self.stacking.limit == 1:
-            self.stacking.alone = "stacking is switched off"
-        sides = np.zeros((2, show.queries))
-        middle, value = None, 0.0
-        both = 0 not in signs or (signs[0] != signs[1] and show.queries == 1)
-        if not (both or self.stacking.alone) and signs[0] != signs[1]:
-            self.stacking.alone = "the queries of a closure share where the model stands"
-        for j in range(show.queries):
-            if both and not self.stacking.alone:
+        stacking, width = self.stacking, self.stacking.limit or 2
+        alone = "" if width > 1 else "stacking is switched off"
+        stacking.alone = (stacking.refused.get("closure", "") or alone) if show.stackable else _ONE_SIDE
+        stacking.passes = 1
+        order = [(0, 0)] if 0 in signs else []
+        order += [(query, sign) for query in range(show.queries) for sign in dict.fromkeys(signs) if sign]
+        found: dict[tuple[int, int], float] = {}
+        for start in range(0, len(order), width):
+            some, refusal = order[start : start + width], ""
+            if len(some) > 1 and not stacking.alone:
                 try:
-                    sides[:, j] = self._mapped(signs, j, show)
+                    found.update(zip(some, self._mapped(some, show), strict=True))
                     continue
                 except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-                    self.stacking.alone = f"torch.func.vmap refuses the closure: {str(error).splitlines()[0][:200]}"
-            for i, sign in enumerate(signs):
-                if sign or middle is None:
-                    show.lane(j, sign, show.epsilon)
-                    self.forwards += 1
-                    value = _number(self.closure())
-                    middle = middle if sign else value
-                sides[i, j] = value if sign else middle
+                    refusal = f"torch.func.vmap refuses the closure: {str(error).partition(chr(10))[0][:200]}"
+            for query, sign in some:
+                show.lane(query, sign, show.epsilon)
+                self.forwards += 1
+                found[query, sign] = _number(self.closure())
+            if refusal:  # and not the closure's own fault, which comes up again when it runs alone
+                stacking.alone = stacking.refused["closure"] = refusal
+        sides = [np.array([found[query if s else 0, s] for query in range(show.queries)]) for s in signs]
         shares = np.full(show.queries, 1.0 / show.queries)
         return Measured(sides[0], sides[1], shares, self.forwards, None)
 
-    def _mapped(self, signs: tuple[int, int], query: int, show: Show) -> list[float]:
+    def _mapped(self, lanes: Sequence[tuple[int, int]], show: Show) -> list[float]:
+        queries = list(dict.fromkeys(query for query, _ in lanes))
+
         def side(scale: torch.Tensor) -> torch.Tensor:
-            show(Pass(show.step, (Group(query, 0, 1),), 1, scale, mapped=True))
+            show(Pass(show.step, tuple(Group(query, 0, 1) for query in queries), 1, scale, mapped=True))
             return self.closure()
 
-        scales = torch.tensor([sign * show.epsilon for sign in signs], device=self.stacking.device)
+        scales = torch.zeros(len(lanes), len(queries), device=self.stacking.device)
+        for lane, (query, sign) in zip(scales, lanes, strict=True):
+            lane[queries.index(query)] = sign * show.epsilon
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop")  # attention runs once a side
             losses = torch.func.vmap(side, randomness="same")(scales)
-        self.forwards += len(signs)
+        self.forwards += len(lanes)
         return [_number(loss) for loss in losses]
 
 

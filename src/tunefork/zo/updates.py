@@ -18,6 +18,7 @@ from tunefork.zo.directions.base import Term
 NORMALISERS = ("none", "rms", "std")
 
 _TINY = 1e-12
+_LEAST_SPREAD = 0.1  # of a step's slopes, in their root mean square: where they tie, it says nothing of their size
 _SMALLEST = 0.02  # a direction in the momentum window is dropped below this share of its first weight
 
 
@@ -27,7 +28,7 @@ class Rule:
 
     normaliser: `none`; `rms`, g over the root of its running mean square (for dense Rademacher with one query this is
         Adam's second moment, since z^2 = 1); `std`, g over the standard deviation of the step's own (FZOO,
-        arXiv 2506.09034).
+        arXiv 2506.09034), or a tenth of their root mean square if that is more.
     clip, clip_rms: bounds on |g|, absolute and in running root mean squares.
     momentum: heavy ball; the past directions are drawn again instead of a buffer kept.
     """
@@ -66,7 +67,7 @@ class Updates:
         if rule.normaliser == "rms":
             g = g / (math.sqrt(after._mean_square()) + _TINY)
         elif rule.normaliser == "std":
-            g = g / (float(np.std(g)) + _TINY)
+            g = g / (max(float(np.std(g)), _LEAST_SPREAD * math.sqrt(float(np.mean(g * g)))) + _TINY)
         after.past.extend([g, *self.past][: rule.window])
         return after
 

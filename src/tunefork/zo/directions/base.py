@@ -37,8 +37,8 @@ class Group(NamedTuple):
 class Pass:
     """How one pass through the model is perturbed: entry i of the leading dimension sees W + scale[i] * z(query).
 
-    `scale` is one number (one side of one query), a tensor of one element that `torch.func.vmap` maps over the sides
-    (`mapped`), or a tensor [entries].
+    `scale` is one number (one side of one query), or a tensor [entries]. In a pass that `torch.func.vmap` maps over
+    sides (`mapped`) it is a tensor [groups], and all entries see the directions of all groups, each times its own.
     """
 
     step: int

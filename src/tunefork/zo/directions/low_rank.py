@@ -190,13 +190,13 @@ class LowRank:
             if self.parts is not None:
                 return together(flat if sides is None else flat @ sides, output.contiguous(), passing, self.parts)
             places, groups = len(flat), passing.groups
+            if passing.mapped:
+                h, scale = flat if sides is None else flat @ sides, torch.as_tensor(passing.scale) * root
+                probes = [h[:, self._columns(matrix, passing, g.query)] * scale[i] for i, g in enumerate(groups)]
+                right = torch.cat([factor, *(noise[g.query] for g in groups)]).to(h.dtype)
+                return (output + (torch.cat([h, *probes], 1) @ right).view(output.shape)).to(output.dtype)
             right = flat.new_empty((size + rank, rows))
             right[:size].copy_(factor)
-            if passing.mapped:
-                h, probed = flat if sides is None else flat @ sides, self._columns(matrix, passing, groups[0].query)
-                right[size:].copy_(noise[groups[0].query])
-                h = torch.cat([h, h[:, probed] * (passing.scale * root)], 1)
-                return (output + (h @ right).view(output.shape)).to(output.dtype)
             h = flat.new_empty((places, size + rank))
             if sides is None:
                 h[:, :size].copy_(flat)
