@@ -71,6 +71,57 @@ def test_a_tensor_closure_is_mapped_over_both_sides(kind: str, batch: Batch) -> 
     assert opt.last is not None and opt.last.gradients[0] == slope(plus, minus)
 
 
+@pytest.mark.parametrize("stack", [None, 4])
+@pytest.mark.parametrize("estimator", ["one_sided", "two_sided"])
+def test_many_queries_of_a_closure_are_mapped_too(estimator: str, stack: int | None, batch: Batch) -> None:
+    found, calls = [], []
+    for width in (stack, 1):
+        model = tiny_net("llama")
+        opt = ZO(model, queries=5, estimator=estimator, epsilon=EPSILON, lr=1e-3, stack=width)
+
+        def closure(model: torch.nn.Module = model) -> torch.Tensor:
+            calls.append(1)
+            return row_losses(model, batch).mean()
+
+        opt.step(closure)
+        calls.clear()
+        loss = opt.step(closure)
+        assert opt.last is not None and opt.last.forwards == (6 if estimator == "one_sided" else 10)
+        found.append((loss, opt.last.gradients.tolist(), len(calls), opt.mode))
+    (loss, slopes, passes, mode), (same, known, alone, _) = found
+    assert loss == pytest.approx(same, rel=1e-6) and slopes == pytest.approx(known, rel=2e-3, abs=2e-4)
+    assert (passes, mode) == (-(-alone // (stack or 2)), "both sides in one pass")
+
+
+def test_the_default_maps_a_closure(batch: Batch) -> None:
+    model = tiny_net("llama")
+    with ZO(model) as opt:
+        opt.step(lambda: row_losses(model, batch).mean())
+        assert opt.mode == "both sides in one pass"
+
+
+def test_what_a_closure_does_is_not_held_against_batches_nor_its_own_faults(batch: Batch) -> None:
+    model, faults = tiny_net("llama"), [ValueError("the disk is gone")]
+    opt = ZO(model)
+
+    def closure() -> torch.Tensor:
+        if opt.steps and faults:
+            raise faults[0]
+        return row_losses(model, batch).mean()
+
+    opt.step(closure)
+    with pytest.raises(ValueError, match="the disk is gone"):
+        opt.step(closure)
+    faults.clear()
+    opt.step(closure)
+    assert opt.mode == "both sides in one pass"
+    opt.step(lambda: 1.0 + float(row_losses(model, batch).mean()))
+    opt.step(lambda: closure().item())
+    assert opt.mode.startswith("side after side")
+    opt.step_batch(row_losses, batch)
+    assert opt.mode == "both sides in one pass"
+
+
 def test_a_closure_of_a_number_runs_side_after_side(batch: Batch) -> None:
     model = tiny_net("bert")
     opt = ZO(model, queries=2, estimator="two_sided", rows="shared", epsilon=EPSILON, lr=0.0)

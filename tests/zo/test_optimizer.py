@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 
 from tests.zo.conftest import Batch, batch_of, bits, row_losses, same_bits, tiny_net
-from tunefork.zo import ZO, TrajectoryError, options_of, presets
+from tunefork.zo import ZO, Reader, TrajectoryError, options_of, presets
 
 
 def logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -194,7 +194,8 @@ def test_options_are_checked() -> None:
     for change, words in {
         "preset": ("defualt", "Did you mean 'default'"),
         "rows": ("all", "one of shared, split"),
-        "queries": (0, "from 1 to 65535"),
+        "queries": (2.5, "from 1 to 65535"),
+        "rank": (True, "a whole number from 1"),
         "max_rank": (30, "a multiple of `rank`, which is 4"),
         "epsilon": (0.0, "above 0"),
         "lr": (-1.0, "from 0"),
@@ -221,3 +222,104 @@ def test_blocks_are_trained_and_the_output_layer_is_not() -> None:
     assert {s.name for s in ZO(tiny_net("llama"), preset="mezo").sites} == set(
         dict(tiny_net("llama").named_parameters())
     )
+
+
+def test_what_was_learned_is_kept_once(batch: Batch, tmp_path: Path) -> None:
+    model = tiny_net("llama")
+    opt = ZO(model, lr=1e-2)
+    opt.step_batch(row_losses, batch)
+    opt.finish()
+    kept = bits(model)
+    for folder in (None, tmp_path / "adapter"):
+        with pytest.raises(RuntimeError, match="kept once"):
+            opt.finish(folder)
+    assert same_bits(kept, bits(model)) and not (tmp_path / "adapter").exists()
+
+
+def test_a_step_after_the_block_is_refused(batch: Batch, tmp_path: Path) -> None:
+    with ZO(tiny_net("llama"), trajectory=tmp_path / "t") as opt:
+        opt.step_batch(row_losses, batch)
+    with pytest.raises(RuntimeError, match="after its `with`"):
+        opt.step_batch(row_losses, batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(n, v) for n in ("lr", "epsilon", "weight_decay") for v in (float("nan"), float("inf"), -1e-3)] + [("epsilon", 0)],
+)
+def test_numbers_are_checked_before_a_step(name: str, value: float, batch: Batch, tmp_path: Path) -> None:
+    opt = ZO(tiny_net("llama"), trajectory=tmp_path / "t")
+    opt.step_batch(row_losses, batch)
+    kept = opt.param_groups[0][name]
+    opt.param_groups[0][name] = value
+    with pytest.raises(ValueError, match=f"`{name}` must be a number"):
+        opt.step_batch(row_losses, batch)
+    opt.param_groups[0][name] = kept
+    opt.step_batch(row_losses, batch)
+    assert opt.steps == Reader(tmp_path / "t").steps == 2
+
+
+def test_a_second_optimizer_waits_for_the_first(batch: Batch) -> None:
+    model = tiny_net("llama")
+    first = ZO(model, lr=1e-2)
+    first.step_batch(row_losses, batch)
+    with pytest.raises(ValueError, match="one optimizer at a time"):
+        ZO(model, seed=1)
+    learned = row_losses(model, batch)
+    first.detach()
+    with ZO(model, seed=1) as second:
+        second.step_batch(row_losses, batch)
+        with pytest.raises(ValueError, match="one optimizer at a time"):
+            first.step_batch(row_losses, batch)
+    first.step_batch(row_losses, batch)
+    assert first.steps == 2 and not torch.equal(learned, row_losses(model, batch))
+
+
+def test_a_refused_trajectory_leaves_the_model_free(batch: Batch, tmp_path: Path) -> None:
+    model = tiny_net("llama")
+    ZO(model, trajectory=tmp_path / "t").detach()
+    with pytest.raises(TrajectoryError):
+        ZO(model, seed=1, trajectory=tmp_path / "t")
+    with ZO(model, seed=1) as opt:
+        opt.step_batch(row_losses, batch)
+
+
+def test_one_number_makes_another_base(tmp_path: Path) -> None:
+    model = tiny_net("llama")
+    ZO(model, trajectory=tmp_path / "t").detach()
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if n.endswith("up_proj.weight"))[-1, -2] += 1e-3
+    with pytest.raises(TrajectoryError, match="`base`"):
+        ZO.from_trajectory(model, tmp_path / "t")
+
+
+@pytest.mark.parametrize("also", ["model.norm", "model.embed_tokens", "lm_head"])
+def test_what_is_no_lora_file_is_said_at_once(also: str, tmp_path: Path) -> None:
+    model = tiny_net("llama")
+    with pytest.warns(UserWarning, match="no LoRA file"):
+        opt = ZO(model, also=also)
+    assert also.rpartition(".")[2] in opt.no_lora_file
+    with pytest.raises(ValueError, match=r"Try finish\(\)"):
+        opt.finish(tmp_path / "adapter")
+    opt.detach()
+    assert ZO(model).no_lora_file == ""
+
+
+def test_layers_that_the_loss_passes_by_are_named(batch: Batch) -> None:
+    model, other = tiny_net("llama"), tiny_net("llama")
+    opt = ZO(model)
+    with pytest.warns(UserWarning, match="parameters were not read"):
+        opt.step(lambda: row_losses(other, batch).mean())
+
+
+@pytest.mark.parametrize("given", [None, "loss", torch.ones(2)])
+def test_a_closure_gives_one_loss(given: Any) -> None:
+    with pytest.raises(ValueError, match="A closure must return one fp32 loss"):
+        ZO(tiny_net("llama")).step(lambda: given)
+
+
+def test_a_step_without_rows_is_refused(batch: Batch) -> None:
+    opt = ZO(tiny_net("llama"))
+    for none in ((), ({k: v[:0] for k, v in batch.items()},)):
+        with pytest.raises(ValueError, match="A step needs rows"):
+            opt.step_batch(row_losses, *none)

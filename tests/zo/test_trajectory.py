@@ -11,6 +11,7 @@ import sys
 import time
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def test_the_file_is_what_the_format_says(tmp_path: Path) -> None:
         "queries": 2,
         "window": 3,
         "start": 0,
+        "steps": 0,
         "about": {},
         "noise": NOISE_VERSION,
         "run": {"base": "b1", "seed": 7},
@@ -116,8 +118,22 @@ def test_a_copy_is_a_trajectory_of_the_first_steps(tmp_path: Path) -> None:
     written(tmp_path / "t", HEADER, 9)
     for steps in (0, 2, 9):
         Reader(tmp_path / "t").copy(tmp_path / "copy", steps)
-        assert (Reader(tmp_path / "copy").steps, Reader(tmp_path / "copy").torn) == (steps, 0)
-        assert (tmp_path / "copy").read_bytes() == written(tmp_path / f"{steps}", HEADER, steps)
+        found = Reader(tmp_path / "copy")
+        assert (found.steps, found.torn, found.header) == (steps, 0, replace(HEADER, steps=steps))
+        check(found, steps)
+
+
+def test_a_copy_that_is_cut_or_changed_anywhere_is_refused(tmp_path: Path) -> None:
+    written(tmp_path / "t", HEADER, 3)
+    Reader(tmp_path / "t").copy(tmp_path / "copy", 3)
+    data = (tmp_path / "copy").read_bytes()
+    first = len(data) - sum(HEADER.size(step) for step in range(3))
+    for at in range(first, len(data)):
+        (tmp_path / "cut").write_bytes(data[:at])
+        (tmp_path / "changed").write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        for damaged in ("cut", "changed"):
+            with pytest.raises(TrajectoryError, match=r"must have the 3 steps|must be whole"):
+                Reader(tmp_path / damaged)
 
 
 def test_a_step_takes_eight_bytes_a_query_and_twelve() -> None:

@@ -55,6 +55,12 @@ def test_std_is_fzoos() -> None:
     assert [t.coefficient for t in terms] == pytest.approx(expected.tolist(), rel=1e-4)
 
 
+def test_slopes_that_tie_are_no_leap_under_std() -> None:
+    """As those of a metric can, whose spread is then zero."""
+    for g in (np.full(8, -6.25), np.full(8, 0.5) + np.eye(8)[0] * 1e-6, np.zeros(8)):
+        assert np.abs(Updates(Rule("std")).next(g.astype(np.float32)).past[0]).max() <= 10.01
+
+
 def test_clipping() -> None:
     assert run(Rule(clip=0.5), [[2.0]])[0][0].coefficient == pytest.approx(-0.05)
     terms = run(Rule(clip_rms=2.0, beta=0.5), [[1.0], [1.0], [100.0]])

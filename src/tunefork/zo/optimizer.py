@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -13,7 +14,7 @@ import torch
 from tunefork.zo.calibrate import Calibration, calibrate, refined
 from tunefork.zo.calibrate_metric import calibrate_metric
 from tunefork.zo.directions import LowRank, build
-from tunefork.zo.directions.lora_file import Factors, lora_factors, write_adapter
+from tunefork.zo.directions.lora_file import Factors, lora_factors, no_lora_file, write_adapter
 from tunefork.zo.engine import Engine, Step, Uninterrupted
 from tunefork.zo.estimators import ESTIMATORS
 from tunefork.zo.measured import Objective
@@ -49,7 +50,7 @@ class ZO(torch.optim.Optimizer):
         about: what else the trajectory tells whoever rebuilds the model.
         changes: options of `Options` that differ from the preset's.
 
-    What a step saw is in `last`.
+    What a step saw is in `last`; `no_lora_file` says what keeps the result from being a LoRA file, if anything does.
     """
 
     def __init__(
@@ -80,10 +81,11 @@ class ZO(torch.optim.Optimizer):
         )
         self.last: Step | None = None
         self._records: Iterator[Record] | None = None
-        self.finished = False
-        self.trajectory = None
-        if trajectory is not None:
-            self.trajectory = self._open(trajectory, {**self._identity(), **(run or {})}, start, about or {})
+        self.finished = self.left = False
+        self.no_lora_file = no_lora_file(model, self.parts)
+        if o.also and self.no_lora_file:
+            warnings.warn(f"This run gives no LoRA file, because of {self.no_lora_file}.", stacklevel=2)
+        self.trajectory = None if trajectory is None else self._open(trajectory, run or {}, start, about or {})
 
     @classmethod
     def from_trajectory(
@@ -143,11 +145,16 @@ class ZO(torch.optim.Optimizer):
             "device": str(self.sites[0].parameter.device.type),
             "cpu": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
-            "stack": self.options.stack,
+            "stack": self.options.stack or f"{self.stacking.places} places",
+            "transformers": getattr(sys.modules.get("transformers"), "__version__", None),
         }
         o = self.options
-        header = Header(o.queries, o.rule.window, run=run, environment=environment, about=about)
-        found = Trajectory(path, header, start)
+        run = {**self._identity(), **run}
+        try:
+            found = Trajectory(path, Header(o.queries, o.rule.window, run, environment, about=about), start)
+        except BaseException:
+            self.detach()
+            raise
         for name, then, now in found.changes:
             warnings.warn(
                 f"The same bits need the same {name}: the trajectory was begun with {then!r}, this is {now!r}. "
@@ -196,8 +203,9 @@ class ZO(torch.optim.Optimizer):
         return self._step(BatchProbe(self.model, loss_fn, batches, rows or TensorRows(), self.stacking, objective), lr)
 
     def _step(self, probe: Probe, lr: float | None) -> float:
-        if self.finished:
-            raise RuntimeError("A finished optimizer takes no steps. Received one after finish(). Try a new ZO(model).")
+        if self.finished or self.left:
+            after = "finish()" if self.finished else "its `with`"
+            raise RuntimeError(f"A finished optimizer takes no steps. Received one after {after}. Try a new ZO(model).")
         logged = self._logged()
         if logged is not None:
             self.engine.catch_up([(logged.gradients, logged.terms)])
@@ -338,18 +346,14 @@ class ZO(torch.optim.Optimizer):
     def finish(self, folder: str | Path | None = None) -> Path | None:
         """Keeps what was learned, and detaches: as a LoRA adapter in `folder` that plain PEFT reads, or in the weights.
 
-        Raises ValueError where the form cannot hold it: an adapter for parameters other than linear layers' matrices,
-        weights that are quantised.
+        Raises ValueError where the form cannot hold it: `no_lora_file`, or weights that are quantised.
         """
         if self.finished:
             raise RuntimeError("What was learned is kept once. Received a second finish(). Try a new ZO(model).")
-        path = None
-        if folder is not None:
-            path = self.write_adapter(folder)
-        else:
-            for part in self.parts:  # first whether all can hold it, then one by one
-                for _ in part.values():
-                    pass
+        path = None if folder is None else self.write_adapter(folder)
+        for part in self.parts if folder is None else ():  # first whether all can hold it, then one by one
+            for _ in part.values():
+                pass
         with Uninterrupted():  # half a change in the weights and all of it beside them would be no model
             for part in self.parts if folder is None else ():
                 for site, value in part.values():
@@ -377,16 +381,14 @@ class ZO(torch.optim.Optimizer):
         return {site.name: value for part in self.parts for site, value in part.values()}
 
     def detach(self) -> None:
-        """Takes the optimizer off the model, until the next step.
-
-        The model is then what it was before, but for parameters that dense directions train: those are changed.
-        """
+        """Takes the optimizer off until the next step. The model is as before, but for what dense directions train."""
         self.engine.detach()
 
     def __enter__(self) -> ZO:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.left = True
         self.detach()
         if self.trajectory is not None:
             self.trajectory.close()

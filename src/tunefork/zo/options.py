@@ -119,6 +119,8 @@ def preset_of(name: str) -> Preset:
 def options_of(preset: str, changes: Mapping[str, Any]) -> Options:
     """A preset's options with some changed. Raises ValueError for an unknown preset, key or value."""
     chosen = {**preset_of(preset).options, **changes}
+    if isinstance(chosen.get("also"), str):
+        chosen["also"] = [chosen["also"]]
     names = [f.name for f in fields(Options)]
     for key in chosen:
         _among("an option", key, names)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -107,8 +108,12 @@ class Stacking:
         if self.limit is not None:
             return self.limit * rows
         each = (t.shape[0] * (t.shape[1] if _has_places(t) else 1) for t in tensors_in(batch) if t.ndim)
-        places = max(each, default=1)
-        return rows * max(1, TOKENS.get(self.device.type, MORE_TOKENS) // places)
+        return rows * max(1, self.places // max(each, default=1))
+
+    @property
+    def places(self) -> int:
+        """Of a pass, where the limit is not given."""
+        return TOKENS.get(self.device.type, MORE_TOKENS)
 
 
 def _has_places(tensor: torch.Tensor) -> bool:
@@ -143,6 +148,8 @@ class BatchProbe:
     ) -> None:
         self.model, self.loss_fn, self.batches, self.reader, self.stacking = model, loss_fn, batches, rows, stacking
         self.counts = [rows.count(batch) for batch in batches]
+        if not self.counts or min(self.counts) < 1:
+            raise ValueError("A step needs rows: step_batch(loss_fn, batch). Received a step or a batch without any.")
         self.rows, self.forwards = sum(self.counts), 0
         self.objective, self.kind = objective, "batch" if objective is None else "objective"
 
@@ -273,8 +280,7 @@ class BatchProbe:
     def _pass(self, batch: Any, lanes: list[Lane], step: int, epsilon: float) -> Pass:
         entries = self.reader.entries(batch)
         groups: list[Group] = []
-        scales, start = [], 0
-        row = 0
+        scales, start, row = [], 0, 0
         for lane in lanes:
             size = lane.stop - lane.start
             places = size if entries is None else int(entries[row : row + size].sum())
@@ -338,9 +344,8 @@ class ClosureProbe:
 
     def measure(self, signs: tuple[int, int], show: Show) -> Measured:
         stacking, width = self.stacking, self.stacking.limit or 2
-        alone = "" if width > 1 else "stacking is switched off"
+        stacking.passes, alone = 1, "" if width > 1 else "stacking is switched off"
         stacking.alone = (stacking.refused.get("closure", "") or alone) if show.stackable else _ONE_SIDE
-        stacking.passes = 1
         order = [(0, 0)] if 0 in signs else []
         order += [(query, sign) for query in range(show.queries) for sign in dict.fromkeys(signs) if sign]
         found: dict[tuple[int, int], float] = {}
@@ -387,4 +392,9 @@ def _number(value: Any) -> float:
                 f"away. Received {tuple(value.shape)} {value.dtype}. Try computing the loss from logits.float()."
             )
         return value.item()
+    if not isinstance(value, Real):
+        raise ValueError(
+            f"A closure must return one fp32 loss, or a number. Received {type(value).__name__}. "
+            "Try lambda: model(**batch).loss."
+        )
     return float(value)

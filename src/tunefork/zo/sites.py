@@ -149,6 +149,11 @@ def _ends(model: torch.nn.Module) -> tuple[torch.nn.Module | None, set[torch.nn.
     return output, {module for name in head_names(model) for module in model.get_submodule(name).modules()}
 
 
+def is_output(model: torch.nn.Module, module: torch.nn.Module) -> bool:
+    """Whether it is a transformers model's output layer over the vocabulary."""
+    return module is _ends(model)[0]
+
+
 def head_names(model: torch.nn.Module) -> list[str]:
     """Names of the children that a transformers model without output embeddings puts on its backbone: a fresh head."""
     known = _pretrained(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -14,6 +15,16 @@ from tunefork.zo.sites import Site, Uses
 
 class UnstackableError(RuntimeError):
     """A module's input does not divide into the rows of a stacked pass."""
+
+
+def warn_unused(names: Sequence[str]) -> None:
+    """Says which parameters a step cannot change, as its loss does not depend on them."""
+    if names:
+        warnings.warn(
+            f"{len(names)} parameters were not read in the first pass and only change once they are: "
+            f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}.",
+            stacklevel=2,
+        )
 
 
 class Term(NamedTuple):

@@ -10,14 +10,13 @@ tensor of 16 bits, so small updates add up; the probe rounds value + scale * z o
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
-from tunefork.zo.directions.base import Pass, Term
+from tunefork.zo.directions.base import Pass, Term, warn_unused
 from tunefork.zo.kernels import accumulate_many_, exact, perturbed
 from tunefork.zo.noise import Kind, Stream, make_terms, stream_key
 from tunefork.zo.sites import Place, Site, Uses
@@ -90,12 +89,7 @@ class Dense:
                 # a module that is read from outside has the new value under every name it may be read by
                 places = [p for p in site.places if p.module is reader] or list(site.places)
                 by_module.setdefault(reader, []).append((parameter, places))
-        if unused:
-            warnings.warn(
-                f"{len(unused)} parameters were not read in the first pass and only change once they are: "
-                f"{', '.join(unused[:5])}{' ...' if len(unused) > 5 else ''}.",
-                stacklevel=2,
-            )
+        warn_unused(unused)
         for module, parameters in by_module.items():
             self.handles.append(module.register_forward_pre_hook(self._placer(parameters)))
             self.handles.append(module.register_forward_hook(self._remove))

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from tunefork.zo.directions.base import Directions
 from tunefork.zo.directions.low_rank import LowRank
-from tunefork.zo.sites import head_names, is_conv1d, is_linear
+from tunefork.zo.sites import head_names, is_conv1d, is_linear, is_output
 
 _TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
 
@@ -31,6 +31,17 @@ def lora_factors(model: torch.nn.Module, parts: Sequence[Directions]) -> Factors
     return {name: found[module] for name, module in model.named_modules() if module in found}
 
 
+def no_lora_file(model: torch.nn.Module, parts: Sequence[Directions]) -> str:
+    """What keeps that which is learned from being a LoRA file that every reader takes; empty where nothing does."""
+    others = [site.name for part in parts if not isinstance(part, LowRank) for site in part.sites]
+    if others:
+        return f"{', '.join(others[:3])} changed in place"
+    if type(model).__module__.startswith("peft."):
+        return "a model that PEFT wraps"
+    ends = [s.name for part in parts for s in part.sites if any(is_output(model, p.module) for p in s.places)]
+    return f"{ends[0]}, the output layer" if ends else ""
+
+
 def write_adapter(folder: str | Path, model: torch.nn.Module, parts: Sequence[Directions]) -> Path:
     """Writes adapter_config.json and adapter_model.safetensors: LoRA factors in fp32, and a fresh head as a whole.
 
@@ -39,11 +50,8 @@ def write_adapter(folder: str | Path, model: torch.nn.Module, parts: Sequence[Di
     factors = lora_factors(model, parts)
     heads = [name for name in head_names(model) if any(n == name or n.startswith(f"{name}.") for n in factors)]
     inside = {n: f for n, f in factors.items() if not any(n == h or n.startswith(f"{h}.") for h in heads)}
-    others = [site.name for part in parts if not isinstance(part, LowRank) for site in part.sites]
-    wrapped = type(model).__module__.startswith("peft.")
-    if others or wrapped or not inside:
-        place = f"{', '.join(others[:3])} changed in place"
-        what = place if others else "a model that PEFT wraps" if wrapped else "a head only"
+    what = no_lora_file(model, parts) or ("" if inside else "a head only")
+    if what:
         raise ValueError(f"A LoRA file holds changes of a plain model's linear layers. Received {what}. Try finish().")
     tensors: dict[str, torch.Tensor] = {}
     for name, (a, b) in inside.items():

@@ -12,6 +12,7 @@ is not larger than r learns a full change instead: A is the identity, and u one 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -19,13 +20,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tunefork.zo.directions.base import Pass, Term
+from tunefork.zo.directions.base import Pass, Term, warn_unused
 from tunefork.zo.kernels import Signs, accumulate_many_, draw, draw_many
 from tunefork.zo.noise import Stream, make_counters, make_terms, stream_key
 from tunefork.zo.sites import Site, Uses, is_conv1d
 
 GROUP_BY_GROUP = ("cpu",)
 """Devices on which groups are perturbed one after the other; elsewhere a launch costs more than a product."""
+
+_HOLDERS: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[LowRank]] = weakref.WeakKeyDictionary()
+"""Which directions a layer's hooks, that keep them alive, are of."""
 
 
 class Matrix:
@@ -120,6 +124,14 @@ class LowRank:
     def attach(self) -> None:
         for matrix in self.matrices:
             for module in dict.fromkeys(place.module for place in matrix.site.places):
+                holder = _HOLDERS.get(module, lambda: None)()
+                if holder not in (None, self):
+                    self.detach()
+                    raise ValueError(
+                        f"A layer takes one optimizer at a time: steps of a second would build on what the first has "
+                        f"learned. Received {matrix.site.name}, where another is. Try its finish() or detach() first."
+                    )
+                _HOLDERS[module] = weakref.ref(self)
                 self.handles.append(module.register_forward_hook(self._hook(matrix), with_kwargs=True))
 
     def bind(self, uses: Uses) -> None:
@@ -130,11 +142,15 @@ class LowRank:
                     f"A low-rank direction needs a weight that only its own layer reads. Received {site.name}, which "
                     "other code reads too. Try direction='rademacher' for it, or leave it out of `train`."
                 )
+        warn_unused([s.name for s in self.sites if all(id(place.module) not in uses.called for place in s.places)])
 
     def detach(self) -> None:
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
+        for place in (place for site in self.sites for place in site.places):
+            if _HOLDERS.get(place.module, lambda: None)() is self:
+                del _HOLDERS[place.module]
 
     def draw(self, step: int, queries: int) -> None:
         self.signs.draw_(step, self.noise[:queries])

@@ -58,6 +58,7 @@ class Header:
     run: what decides the run's numbers: hashes of base model, recipe and start, options, seed, trained parameters.
     environment: what the same bits in further training depend on besides: threads, CPU capability, versions.
     about: what whoever rebuilds the model needs besides: the recipe, how it is asked. It is never compared.
+    steps: that a copy was made with; one of fewer is damaged. 0 in a run's own, which grows.
     """
 
     queries: int
@@ -67,6 +68,7 @@ class Header:
     noise: int = NOISE_VERSION
     about: Mapping[str, Any] = field(default_factory=dict)
     start: int = 0
+    steps: int = 0
 
     def size(self, step: int) -> int:
         """Bytes of the record of `step`."""

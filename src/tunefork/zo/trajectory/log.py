@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import time
 from bisect import bisect_right
@@ -34,7 +33,6 @@ class Reader:
 
     Attributes:
         header: what it belongs to.
-        identity: SHA-256 of the header, in hex.
         steps: whole records found when it was opened.
         torn: bytes behind them, of a record that a kill or a power cut left unfinished.
 
@@ -47,7 +45,6 @@ class Reader:
         with self.path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             self.header, start = read_header(file, self.path)
-        self.identity = hashlib.sha256(start).hexdigest()
         self._header, self._seal = len(start), start[-4:]
         self._first = self._header + self.header.start
         if size < self._first:
@@ -57,6 +54,11 @@ class Reader:
         whole = bisect_right(range(size), size, key=self._offset) - 1
         self.steps: int = sum(1 for _ in self._read(0, whole))
         self.torn = size - self._offset(self.steps)
+        if self.steps < self.header.steps:
+            raise TrajectoryError(
+                f"A copy of a trajectory must have the {self.header.steps:,} steps that it was made with. {self.path} "
+                f"has {self.steps:,} whole ones. Try another copy."
+            )
         # a bad record with a good one behind it was not torn off at the end: it has been changed
         if any(True for step in range(self.steps + 1, whole) for _ in self._read(step, step + 1)):
             raise TrajectoryError(
@@ -80,9 +82,14 @@ class Reader:
         )
 
     def copy(self, path: str | Path, steps: int) -> None:
-        """Writes the first `steps` steps as a trajectory of their own."""
+        """Writes the first `steps` steps as a trajectory of their own, which says how many they are."""
+        header = replace(self.header, steps=steps)
+        encoded = header.encode()
         with self.path.open("rb") as file, Path(path).open("wb") as other:
-            other.write(file.read(self._offset(steps)))
+            file.seek(self._header)
+            other.write(encoded + file.read(self.header.start))
+            for record in self._read(0, steps):
+                other.write(encode_record(header, encoded[-4:], *record))
 
     def records(self, start: int = 0, stop: int | None = None) -> Iterator[Record]:
         """The records of steps start .. stop (None: all there are), read as they are used."""
