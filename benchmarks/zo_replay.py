@@ -9,6 +9,7 @@ hundredth of the steps, and `replay` is a hundred times that: their time is prop
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 import tempfile
@@ -53,7 +54,7 @@ def measure(model: torch.nn.Module, direction: str, steps: int, queries: int) ->
         started = time.perf_counter()
         reader = Reader(path)
         opened = time.perf_counter() - started
-        ZO.from_trajectory(model, reader, 1).detach()  # kernels are compiled
+        ZO.from_trajectory(copy.deepcopy(model), reader, 1).detach()  # kernels are compiled
         started = time.perf_counter()
         opt = ZO.from_trajectory(model, reader, steps // share)
         took = (time.perf_counter() - started) * share
