@@ -149,9 +149,9 @@ def _ends(model: torch.nn.Module) -> tuple[torch.nn.Module | None, set[torch.nn.
     return output, {module for name in head_names(model) for module in model.get_submodule(name).modules()}
 
 
-def is_output(model: torch.nn.Module, module: torch.nn.Module) -> bool:
-    """Whether it is a transformers model's output layer over the vocabulary."""
-    return module is _ends(model)[0]
+def output_layer(model: torch.nn.Module) -> torch.nn.Module | None:
+    """A transformers model's layer over the vocabulary."""
+    return _ends(model)[0]
 
 
 def head_names(model: torch.nn.Module) -> list[str]:

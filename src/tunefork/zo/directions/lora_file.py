@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from tunefork.zo.directions.base import Directions
 from tunefork.zo.directions.low_rank import LowRank
-from tunefork.zo.sites import head_names, is_conv1d, is_linear, is_output
+from tunefork.zo.sites import head_names, is_conv1d, is_linear, output_layer
 
 _TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
 
@@ -38,7 +38,8 @@ def no_lora_file(model: torch.nn.Module, parts: Sequence[Directions]) -> str:
         return f"{', '.join(others[:3])} changed in place"
     if type(model).__module__.startswith("peft."):
         return "a model that PEFT wraps"
-    ends = [s.name for part in parts for s in part.sites if any(is_output(model, p.module) for p in s.places)]
+    output = output_layer(model)
+    ends = [s.name for part in parts for s in part.sites if any(p.module is output for p in s.places)]
     return f"{ends[0]}, the output layer" if ends else ""
 
 
