@@ -15,16 +15,18 @@ MORE_LOGITS = 2**26
 """Logits of one pass in evaluation, at most, by device: of large vocabularies they would outgrow all else."""
 
 
-def many_logits(renderer: Renderer, rows: Sequence[Rendered]) -> bool:
-    """Whether a pass over rows that are chosen for has logits at most tokens: not a head, nor one place of a row."""
-    places = renderer.model_kind == "causal" and all(r.read_at is not None for r in rows)
-    return renderer.task.form != "head" and not places
-
-
 def text_tokens(model: torch.nn.Module, device: torch.device, budget: int) -> int:
     """Padded tokens of a pass that asks for logits at most of them: `budget`, or fewer of a large vocabulary."""
     config: Any = bare_model(model).config
     return min(budget, LOGITS.get(device.type, MORE_LOGITS) // config.get_text_config().vocab_size)
+
+
+def choice_tokens(
+    model: torch.nn.Module, device: torch.device, budget: int, renderer: Renderer, rows: Sequence[Rendered]
+) -> int:
+    """The same for rows of which a class or candidate is chosen: a head, or a decoder at one place a row, has few."""
+    places = renderer.model_kind == "causal" and all(r.read_at is not None for r in rows)
+    return budget if renderer.task.form == "head" or places else text_tokens(model, device, budget)
 
 
 def pack(lengths: Sequence[int], budget: int, sequences: Sequence[int] | None = None) -> list[list[int]]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tunefork.errors import DataError
-from tunefork.evaluate.batching import many_logits, pack, text_tokens
+from tunefork.evaluate.batching import choice_tokens, pack, text_tokens
 from tunefork.evaluate.generate import Generated, answer_renderer, generate
 from tunefork.evaluate.prefix import can_share_prefix, prefix_scores
 from tunefork.render import Rendered, Renderer
@@ -230,9 +230,9 @@ def _groups(model: torch.nn.Module, asking: Asking, rendered: Sequence[Rendered]
     groups: list[list[int]] = []
     for fanned in (False, True):
         rows = [i for i, r in enumerate(rendered) if r.fanned_out == fanned]
-        budget = asking.tokens_per_batch
-        if everywhere or many_logits(asking.renderer, [rendered[i] for i in rows]):
-            budget = text_tokens(model, asking.device, budget)
+        where = (model, asking.device, asking.tokens_per_batch)
+        some = [rendered[i] for i in rows]
+        budget = text_tokens(*where) if everywhere else choice_tokens(*where, asking.renderer, some)
         fans = [len(rendered[i].candidates) if fanned else 1 for i in rows]
         packed = pack([rendered[i].longest for i in rows], budget, fans)
         groups += [[rows[k] for k in group] for group in packed]

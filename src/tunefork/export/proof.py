@@ -17,7 +17,7 @@ import torch
 from tunefork.batch import Batch
 from tunefork.data import read_files
 from tunefork.errors import DataError, ExportError
-from tunefork.evaluate.batching import many_logits, pack, text_tokens
+from tunefork.evaluate.batching import choice_tokens, pack
 from tunefork.evaluate.harness import Asking, predict_examples
 from tunefork.models.quantize import guard_quantized, quantized_layers
 from tunefork.recipe import Recipe
@@ -136,9 +136,7 @@ def read_logits(model: torch.nn.Module, rows: HeldOut, device: torch.device) -> 
     share = max(1, POSITIONS // len(rows.rendered))
     found: list[torch.Tensor] = []
     fans = [len(r.candidates) if r.fanned_out else 1 for r in rows.rendered]
-    budget = rows.tokens_per_batch
-    if many_logits(rows.renderer, rows.rendered):
-        budget = text_tokens(model, device, budget)
+    budget = choice_tokens(model, device, rows.tokens_per_batch, rows.renderer, rows.rendered)
     with torch.inference_mode():
         for group in pack([r.longest for r in rows.rendered], budget, fans):
             batch = rows.renderer.batch([rows.rendered[k] for k in group]).to(device)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tunefork.evaluate.batching import many_logits, pack, text_tokens
+from tunefork.evaluate.batching import choice_tokens, pack, text_tokens
 from tunefork.evaluate.generate import answer_renderer, generate
 from tunefork.evaluate.harness import LOSS, UNGENERATED, nothing
 from tunefork.evaluate.prefix import can_share_prefix, prefix_scores
@@ -90,8 +90,10 @@ def simulate_look(job: Job, model: torch.nn.Module, simulation: Simulation) -> L
     share = any(r.fanned_out for r in dev) and can_share_prefix(model) and not texts
     fans = [len(r.candidates) if r.fanned_out and not share else 1 for r in dev]
     budget = section.tokens_per_batch
-    if texts or (not share and many_logits(job.renderer, dev)):
+    if texts:
         budget = text_tokens(model, job.device, budget)
+    elif not share:
+        budget = choice_tokens(model, job.device, budget, job.renderer, dev)
     groups = pack([r.longest for r in dev], budget, fans)
     sizes = [padded([dev[i] for i in group], not share) for group in groups]
     heaviest = max(range(len(groups)), key=lambda g: sizes[g])
