@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,6 +146,19 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return {f"{f.name}/{name}": tensor for f in files for name, tensor in load_file(f).items()}
 
 
+def alike(found: Sequence[Prediction], expected: Sequence[Prediction]) -> bool:
+    """Equal; on a GPU, whose products depend on where in memory a model lies, with losses that round alike."""
+    if not torch.cuda.is_available():
+        return found == expected
+
+    def numbers(p: Prediction) -> list[float]:
+        return [*p.probabilities, *([] if p.loss is None else [p.loss])]
+
+    said = [[replace(p, probabilities=(), loss=None) for p in some] for some in (found, expected)]
+    pairs = zip(found, expected, strict=True)
+    return said[0] == said[1] and all(numbers(a) == pytest.approx(numbers(b), rel=1e-5) for a, b in pairs)
+
+
 @pytest.mark.parametrize("cell", parameters())
 def test_cell(cell: Cell, tiny: Callable[[str], Path], tmp_path: Path) -> None:
     model = tiny(cell.kind)
@@ -173,7 +187,7 @@ def test_cell(cell: Cell, tiny: Callable[[str], Path], tmp_path: Path) -> None:
         assert right(done.path, seen.predictions, tmp_path / f"{kind}.jsonl") >= 0.9 * learned
 
     again = evaluate(done.path, tmp_path / f"{kind}.jsonl")
-    assert again.predictions == seen.predictions, "a reloaded model says the same"
+    assert alike(again.predictions, seen.predictions), "a reloaded model says the same"
 
     part = recipe(cell, model, tmp_path, "part")
     with pytest.raises(Interrupted):

@@ -244,9 +244,12 @@ class BatchProbe:
         for lane, losses in alone.items():
             size = torch.maximum(size, losses.abs().max())
             off = torch.maximum(off, (together[lane] - losses).abs().max())
-            for other in alone:
-                if other.query == lane.query and (other.start, other.stop) == (lane.start, lane.stop):
-                    spread = torch.maximum(spread, (losses - alone[other]).abs().max())
+            for other in alone:  # the other side, or where the model stands
+                start, stop = max(lane.start, other.start), min(lane.stop, other.stop)
+                if (other.query == lane.query or not other.sign) and start < stop:
+                    apart = losses[start - lane.start : stop - lane.start]
+                    apart = apart - alone[other][start - other.start : stop - other.start]
+                    spread = torch.maximum(spread, apart.abs().max())
         return off, spread, size
 
     def _run(
