@@ -269,6 +269,30 @@ def test_what_cannot_be_stacked_is_found_out() -> None:
     assert opt.last is not None and opt.last.gradients[0] == slope(*ends)
 
 
+ONE_SIDED = [{"rows": "split"}, {"rows": "shared"}]
+
+
+@pytest.mark.parametrize("options", [{"estimator": "two_sided"}, *ONE_SIDED])
+def test_rounding_by_the_size_of_a_pass_does_not_stop_stacking(options: dict[str, Any], batch: Batch) -> None:
+    """As on a GPU, where the number of rows decides which products are made, and so how they round."""
+
+    def rounded(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        losses = row_losses(model, batch)
+        return losses + 1e-4 * len(losses)
+
+    opt = ZO(tiny_net("llama"), queries=2, epsilon=EPSILON, lr=0.0, **options)
+    opt.step_batch(rounded, batch)
+    assert opt.mode == "both sides in one pass"
+
+
+@pytest.mark.parametrize("options", ONE_SIDED)
+def test_one_sided_queries_that_mix_rows_are_found_out(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    opt = ZO(Mixed(), queries=2, epsilon=EPSILON, lr=0.0, **options)
+    opt.step_batch(lambda m, b: m(b), torch.randn(4, 8, 6))
+    assert opt.mode.startswith("side after side: in one pass losses are off by")
+
+
 class Summary(torch.nn.Module):
     """A layer that sees one place for all rows together."""
 

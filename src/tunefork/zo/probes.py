@@ -237,18 +237,15 @@ class BatchProbe:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """By how much a row's loss in one pass differs from its loss alone, and between sides; and the largest loss."""
         together = dict(self._run(batch, count, lanes, show, capacity, epsilon, self._losses))
-        ends = {lanes[0].query, lanes[-1].query}  # what mixes rows shows in any of them
-        some = [lane for lane in lanes if lane.query in ends]
+        some = [lane for lane in lanes if lane.query in (lanes[0].query, lanes[-1].query)]  # mixed rows show in any
         alone = dict(self._run(batch, count, some, show, 0, epsilon, self._losses))
         spread = off = size = torch.zeros((), device=self.stacking.device)
         for lane, losses in alone.items():
             size = torch.maximum(size, losses.abs().max())
             off = torch.maximum(off, (together[lane] - losses).abs().max())
-            for other in alone:  # the other side, or where the model stands
-                start, stop = max(lane.start, other.start), min(lane.stop, other.stop)
-                if (other.query == lane.query or not other.sign) and start < stop:
-                    apart = losses[start - lane.start : stop - lane.start]
-                    apart = apart - alone[other][start - other.start : stop - other.start]
+            for other in alone if lane.sign else ():  # the other side, or where the model stands
+                if other.query == lane.query or not other.sign:
+                    apart = losses - alone[other][lane.start - other.start :][: len(losses)]
                     spread = torch.maximum(spread, apart.abs().max())
         return off, spread, size
 
