@@ -124,13 +124,13 @@ def load(job: Job) -> torch.nn.Module:
     )
 
 
-def with_probe(data: Path, task: str, rows: int, device: str) -> Bed:
+def with_probe(data: Path, task: str, rows: int, device: str, dtype: str) -> Bed:
     files = {
         "train": str(data / task / "train.jsonl"),
         "dev": str(data / task / ("dev" if task == "sst2" else "test")) + ".jsonl",
     }
     recipe = {
-        "model": {"name": minilm(), "device": device},
+        "model": {"name": minilm(), "device": device, "dtype": dtype},
         "task": task,
         "adapter": "none",
         "train": {"method": "zo"},
@@ -186,7 +186,7 @@ def tune_on_prompts(data: Path, folder: Path) -> None:
     )
 
 
-def prompted(data: Path, folder: Path, device: str) -> Bed:
+def prompted(data: Path, folder: Path, device: str, dtype: str) -> Bed:
     """What `tune_on_prompts` made, asked TREC's."""
     files = {
         "train": str(data / "trec" / "train.jsonl"),
@@ -195,17 +195,17 @@ def prompted(data: Path, folder: Path, device: str) -> Bed:
         "max_leaked": 1.0,
         "labels": WORDS,
     }
-    model = {"name": str(folder / "tuned" / "model"), "device": device}
+    model = {"name": str(folder / "tuned" / "model"), "device": device, "dtype": dtype}
     recipe = {"model": model, "task": "trec", "adapter": "none", "train": {"method": "zo"}}
     job = prepare(make_recipe(recipe | {"data": files, "evaluate": {"baselines": []}}))
     return Bed("trec_prompted", job, load(job))
 
 
 @lru_cache(maxsize=1)
-def bed_of(name: str, data: Path, folder: Path, device: str) -> Bed:
+def bed_of(name: str, data: Path, folder: Path, device: str, dtype: str = "fp32") -> Bed:
     if name == "trec_prompted":
-        return prompted(data, folder, device)
-    return with_probe(data, name.partition("_")[0], 2000, device)
+        return prompted(data, folder, device, dtype)
+    return with_probe(data, name.partition("_")[0], 2000, device, dtype)
 
 
 def mean_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -304,7 +304,7 @@ def run(bed: Bed, method: str, lr: float, seed: int, budget: int, seconds: float
 class Work(NamedTuple):
     """One run, for a process that makes the testbed itself."""
 
-    place: tuple[str, Path, Path, str]  # of `bed_of`
+    place: tuple[str, Path, Path, str, str]  # of `bed_of`
     method: str
     lr: float
     seed: int
@@ -323,7 +323,7 @@ def call(work: Work) -> dict[str, Any]:
 
 
 def compare(
-    place: tuple[str, Path, Path, str],
+    place: tuple[str, Path, Path, str, str],
     methods: list[str],
     budget: int,
     seeds: int,
@@ -397,6 +397,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each a process of one thread")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"], help="of the weights that MeZO moves")
     parser.add_argument("--folder", type=Path, help="keeps the model tuned on prompts, for the next time")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -414,7 +415,7 @@ def main() -> None:
         if "trec_prompted" in options.beds and not (folder / "tuned" / "model").exists():
             tune_on_prompts(options.data, folder)
         for name in options.beds:
-            place = (name, options.data, folder, options.device)
+            place = (name, options.data, folder, options.device, options.dtype)
             found[name] = compare(place, options.methods, options.budget, options.seeds, pool, say)
     if options.json:
         print(json.dumps(found, indent=1))
