@@ -6,6 +6,7 @@ Tests run on the CPU, whose numbers are the same everywhere; with TUNEFORK_TEST_
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: it reads this once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -21,6 +22,7 @@ import torch
 from tests.tiny import tiny_model
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background ignores what tests send
 
 
 @pytest.fixture(scope="session")
