@@ -218,7 +218,7 @@ Step = Callable[[Batch, float], int]
 
 def mezo(bed: Bed, model: torch.nn.Module, lr: float, seed: int) -> tuple[Step, dict[str, Any]]:
     model.requires_grad_(True)
-    optimizer = MeZO(model, lr=lr, epsilon=1e-3, seed=seed)
+    optimizer = MeZO(model, lr=lr, epsilon=1e-3, seed=seed, keep_noise=True)
 
     def step(batch: Batch, progress: float) -> int:
         optimizer.step(lambda: mean_loss(model, batch))
