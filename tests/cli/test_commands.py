@@ -667,6 +667,11 @@ def test_compare_checks_every_cell_before_the_first_begins(place: Place, tunefor
         ("backprop/lora", "zo.objective=accuracy", "needs a gradient"),
         ("zo/none,backprop/lora", "zo.objective=acuracy", "Did you mean"),
         (
+            "zo/lora",
+            "zo.max_rank=8",
+            "directions are low_rank. Received rademacher ones (preset default, adapter lora)",
+        ),
+        (
             "zo/none,zo/lora",
             "train.learning_rate=0.01",
             "Received backprop, and methods zo/none, zo/lora. Try --method zo",

@@ -11,7 +11,7 @@ import pytest
 
 from tests.recovery.watched_os import Killed
 from tests.stopping import StopAt
-from tunefork.errors import Interrupted, TrainingError
+from tunefork.errors import Interrupted, RecipeError, TrainingError
 from tunefork.methods import zo
 from tunefork.run import RunFolder
 from tunefork.workflows import finetune
@@ -160,3 +160,16 @@ def test_a_recipe_that_leaves_open_what_was_measured_resumes(train: Train) -> No
     """As `compare` hands its cells on: every key given, nulls too."""
     rates, _ = train({"calibrate": None}, learning_rate=None, stop=3)
     assert len(rates) == STEPS
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"preset": "mezo", "rank": 2}, r"`zo.rank` is read where directions are low_rank. Received gaussian ones"),
+        ({"direction": "rademacher", "max_rank": 8}, r"`zo.max_rank` is read where .* Received rademacher ones"),
+        ({"queries": 1, "rows": "split"}, r"`zo.rows=split` shares rows among queries. Received one query"),
+    ],
+)
+def test_settings_that_nothing_would_read_are_refused(train: Train, section: dict[str, Any], says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        train(section)

@@ -30,6 +30,7 @@ def test_curvature_and_lr_of_a_quadratic(queries: int) -> None:
     assert found.curvature == pytest.approx(6 * 20, rel=0.02)  # z^T H z with H = 6 I, |z|^2 = 20
     assert found.share == pytest.approx(0.5)  # fifty rows agree on fifty times 0.02, beside one
     assert found.lr == pytest.approx(0.25 * queries * 0.5 / 120, rel=0.05)
+    assert ("1 query whose" if queries == 1 else "4 queries whose") in found.reason
     assert found.epsilon == 0.1  # a parabola's two-sided slope is exact at any distance
     assert opt.param_groups[0]["lr"] == found.lr and opt.param_groups[0]["epsilon"] == found.epsilon
     first = opt.step_batch(lambda m, b: m(b), torch.zeros(50, 1))

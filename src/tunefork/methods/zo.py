@@ -59,9 +59,17 @@ def check_settings(recipe: Recipe) -> None:
             "true. Try leaving it out."
         )
     try:
-        options_of(recipe.zo.preset, _changes(recipe.zo, adapter))
+        options = options_of(recipe.zo.preset, _changes(recipe.zo, adapter))
     except ValueError as error:
         raise RecipeError(f"zo: {error}") from None
+    for name in ("rank", "max_rank") if options.direction != "low_rank" else ():
+        if getattr(recipe.zo, name) is not None:
+            raise RecipeError(
+                f"`zo.{name}` is read where directions are low_rank. Received {options.direction} ones (preset "
+                f"{recipe.zo.preset}, adapter {adapter}). Try leaving it out."
+            )
+    if recipe.zo.rows == "split" and options.queries == 1:
+        raise RecipeError("`zo.rows=split` shares rows among queries. Received one query. Try zo.queries=8 as well.")
 
 
 def usual_batch(recipe: Recipe, mean: bool) -> UsualBatch:

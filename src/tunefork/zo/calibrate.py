@@ -83,9 +83,10 @@ def calibrate(engine: Engine, make_probe: Callable[[], Probe], rule: Rule, given
         f"the largest at which slopes are straight (off by {bias:.0%} from the next smaller; rounding moves a loss by "
         f"{noise:.1g}, a probe by {size * epsilon:.1g})"
     )
+    queries = f"{engine.queries} {'query' if engine.queries == 1 else 'queries'}"
     reason = (
         f"epsilon {epsilon:g} is {'the one given' if given else straight}. lr {lr:g} is a quarter of what suits "
-        f"a curvature of {curvature:.3g} along a direction, and {engine.queries} queries whose slopes over {rows} "
+        f"a curvature of {curvature:.3g} along a direction, and {queries} whose slopes over {rows} "
         f"{'row' if rows == 1 else 'rows'} are taken to be chance but for {share:.1%} of their square."
     )
     return Calibration(epsilon, lr, size, curvature, noise, share, forwards, reason)

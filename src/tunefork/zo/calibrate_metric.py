@@ -81,8 +81,8 @@ def calibrate_metric(
         f"epsilon {epsilon:g} {'was given, and' if given else 'is wide enough:'} {differ:.0%} of the probes change the "
         f"metric, and its mean over them is {-fall:+.2g} of what it is without (a probe's sides differ by "
         f"{_size(differences):.2g}). lr {lr:g} is a quarter of what suits a curvature of at most {curvature:.3g} along "
-        f"a direction, {queries} queries, and slopes of {math.sqrt(squares):.3g} of whose square {share:.0%} is what "
-        "the rows agree on."
+        f"a direction, {queries} {'query' if queries == 1 else 'queries'}, and slopes of "
+        f"{math.sqrt(squares):.3g} of whose square {share:.0%} is what the rows agree on."
     )
     return Calibration(epsilon, lr, math.sqrt(squares), curvature, 0.0, share, spent, reason)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tunefork import __version__
 from tunefork.zo.calibrate import Calibration, calibrate, refined
 from tunefork.zo.calibrate_metric import calibrate_metric
 from tunefork.zo.directions import LowRank, build
@@ -141,6 +142,7 @@ class ZO(torch.optim.Optimizer):
         about: Mapping[str, Any],
     ) -> Trajectory:
         environment = {
+            "tunefork": __version__,  # of which the padding of batches is a part: to the longest row
             "torch": torch.__version__,
             "device": str(self.sites[0].parameter.device.type),
             "cpu": torch.backends.cpu.get_cpu_capability(),

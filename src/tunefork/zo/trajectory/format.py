@@ -56,7 +56,7 @@ class Header:
     queries, window: see the file's format; `window` is the number of steps whose directions an update contains.
     start: bytes of the weights that follow the header.
     run: what decides the run's numbers: hashes of base model, recipe and start, options, seed, trained parameters.
-    environment: what the same bits in further training depend on besides: threads, CPU capability, versions.
+    environment: what the same bits in further training depend on besides: threads, CPU capability, versions, stacking.
     about: what whoever rebuilds the model needs besides: the recipe, how it is asked. It is never compared.
     steps: that a copy was made with; one of fewer is damaged. 0 in a run's own, which grows.
     """
