@@ -39,7 +39,8 @@ def main() -> int:
                 print(f"conformance: skipped, since {what} cannot be had here ({why})")
                 return 0
         with tarfile.open(next(place.glob("openai-*.tar.gz"))) as archive:
-            archive.extractall(place, filter="data")
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none
+            archive.extractall(place)
         source = place / f"openai-{version}"
         later = len(list((source / RESOURCES / LATER).glob("test_*.py")))
         counts = _against_server(source, place / "needed")
