@@ -577,6 +577,10 @@ def test_replay_of_a_run_begun_over_and_of_its_export(place: Place, tunefork: Co
     assert said.code == 0
     assert "step 1 of 2 rebuilt" in said.out
     assert "replaying steps 0 to 1" in said.out + said.err
+    assert "left out" not in said.out
+    with (place.folder / "out" / "trajectory").open("ab") as torn:
+        torn.write(b"torn")
+    assert "left out: 4 bytes of a step" in tunefork("replay", base, "out", "-o", "torn").out
     for where, model, *step in (("beyond", base, "--step", 3), ("adapter", "out/model"), ("else", place.tiny("gpt2"))):
         said = tunefork("replay", model, "out", "-o", where, *step)
         assert said.code == 2

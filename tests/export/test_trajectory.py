@@ -139,6 +139,7 @@ def test_a_run_that_is_not_finished_is_replayed(zo_run: Trained, tiny: Callable[
     (run / "trajectory").write_bytes(whole[:-5])
     found = replay(tiny("llama"), run, tmp_path / "out")
     assert (found.step, found.steps) == (STEPS - 1, STEPS - 1)
+    assert found.torn_bytes == Reader(zo_run(BESIDE) / "trajectory").header.size(STEPS - 1) - 5
     assert (run / "trajectory").read_bytes() == whole[:-5], "what is replayed is only read"
     assert same(found.path, replay(tiny("llama"), zo_run(BESIDE), tmp_path / "same", step=STEPS - 1).path)
 
@@ -195,8 +196,10 @@ def test_another_tokenizer_is_refused(zo_run: Trained, tiny: Callable[[str], Pat
     other = shutil.copytree(tiny("llama"), tmp_path / "other")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny("qwen") / name, other / name)
+    said: list[str] = []
     with pytest.raises(RunError, match="the tokenizer it was trained with"):
-        replay(other, zo_run(BESIDE), tmp_path / "out")
+        replay(other, zo_run(BESIDE), tmp_path / "out", on_stage=said.append)
+    assert said == [], "what is refused is not announced"
 
 
 def test_only_a_zo_run_has_a_trajectory_and_only_linear_changes_an_adapter(

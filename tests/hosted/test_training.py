@@ -216,7 +216,8 @@ def test_what_is_refused_before_anything_is_sent(host: Host, tmp_path: Path) -> 
     with pytest.raises(RecipeError, match="service's model"):
         finetune({**given, "model": "embedded"})
     with pytest.raises(DataError, match="at least 10 examples"):
-        finetune({**given, "data": {"train": str(things(tmp_path, 12))}})
+        own = {"method": "hosted", "learning_rate": None}  # a service's own rate is what null asks for
+        finetune({**given, "train": own, "data": {"train": str(things(tmp_path, 12))}})
     things(tmp_path)
     with pytest.raises(RecipeError, match="confirmed"):
         finetune({**given, "hosted": {"cache": str(tmp_path)}}, listener=Listener())

@@ -283,6 +283,8 @@ def replay(
     found = workflows.replay(base, trajectory, out, step=step, device=device, on_stage=on_stage)
     near = f", from the checkpoint of step {found.from_step:,}" if found.from_step else ""
     console.print(f"step {found.step:,} of {found.steps:,} rebuilt in {duration(found.seconds)}{near}")
+    if found.torn_bytes:
+        console.print(f"left out: {found.torn_bytes:,} bytes of a step whose record was never finished")
     console.print(f"[bold]{escape(str(found.path))}[/]", soft_wrap=True)
     if as_json:
         emit(asdict(found))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -27,12 +27,14 @@ def rebuild_artefact(
     step: int | None = None,
     learned: Mapping[str, torch.Tensor] | None = None,
     device: str = "auto",
+    on_begin: Callable[[], None] = lambda: None,
 ) -> None:
     """Writes the model after `step` steps of `trajectory` (None: all) into `folder`, as a run's `model` holds it.
 
     Args:
         base: where the model that was trained is now; None: where it was then.
         learned: a checkpoint's weights, of a step up to that one, from which the replay may go on.
+        on_begin: called once the base and its tokenizer are known to be the run's.
 
     Raises RunError for another base, tokenizer or step, and for a file that only the Python optimizer wrote.
     """
@@ -52,6 +54,7 @@ def rebuild_artefact(
             f"A model must be asked with the tokenizer it was trained with. {facts.folder} has another. "
             "Try the original model's folder."
         )
+    on_begin()
     place, _ = choose_device(ModelSection.model_validate({"device": device, "dtype": rendering["dtype"]}))
     nothing = torch.zeros(1, 1, dtype=torch.int64)
     model = load_model(

@@ -179,7 +179,7 @@ def _check(recipe: Recipe) -> HostedModel:
         raise RecipeError(
             f"The method hosted needs a service's model. Received {recipe.model.name!r}. Try openai:gpt-4.1-mini."
         )
-    if recipe.train.learning_rate != "auto":
+    if recipe.train.learning_rate not in ("auto", None):
         raise RecipeError(
             "A service takes a multiple of its own learning rate. Received `train.learning_rate`. "
             "Try --set hosted.learning_rate_multiplier=2."

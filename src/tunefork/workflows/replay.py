@@ -14,20 +14,23 @@ from tunefork.errors import RunError
 from tunefork.export.rebuild import rebuild_artefact
 from tunefork.files import make_folder, staged_folder
 from tunefork.methods.zo import open_trajectory
-from tunefork.models.artefact import base_facts
 from tunefork.run import RunFolder
 from tunefork.train.checkpoint import load_step
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """A rebuilt model: after which step of how many, from which step on they were done again, and how long it took."""
+    """A rebuilt model: after which step of how many, from which step on they were done again, and how long it took.
+
+    `torn_bytes` lie behind the last step: of one that was being written when the run, or the machine, stopped.
+    """
 
     path: Path
     step: int
     steps: int
     from_step: int
     seconds: float
+    torn_bytes: int = 0
 
 
 def replay(
@@ -63,15 +66,21 @@ def replay(
         raise RunError(
             f"`step` must be from 0 to {reader.steps:,}, the steps that {path} has. Received {step:,}. Try without it."
         )
-    if "base" in reader.header.about:  # what is refused at a glance is, before anything is announced
-        base_facts(reader.header.about["base"], str(base))
     before, learned = _nearest(run, step) if of_run else (0, None)
     terms = max(0, step - before) * reader.header.queries * reader.header.window
-    on_stage(f"replaying steps {before:,} to {step:,}: {terms:,} directions")
+    said = f"replaying steps {before:,} to {step:,}: {terms:,} directions"
     make_folder(target.parent)
     with staged_folder(target) as folder:
-        rebuild_artefact(reader, folder, base=str(base), step=step, learned=learned, device=device)
-    return Replayed(target, step, reader.steps, before, time.perf_counter() - started)
+        rebuild_artefact(
+            reader,
+            folder,
+            base=str(base),
+            step=step,
+            learned=learned,
+            device=device,
+            on_begin=lambda: on_stage(said),
+        )
+    return Replayed(target, step, reader.steps, before, time.perf_counter() - started, reader.torn)
 
 
 def _nearest(run: RunFolder, step: int) -> tuple[int, Mapping[str, torch.Tensor] | None]:
