@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -200,6 +201,21 @@ def test_another_tokenizer_is_refused(zo_run: Trained, tiny: Callable[[str], Pat
     with pytest.raises(RunError, match="the tokenizer it was trained with"):
         replay(other, zo_run(BESIDE), tmp_path / "out", on_stage=said.append)
     assert said == [], "what is refused is not announced"
+
+
+def test_a_file_cannot_ask_for_the_code_of_its_base_to_run(
+    zo_run: Trained, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    header = Reader(zo_run(BESIDE) / "trajectory").header
+    about = {**header.about, "base": {**header.about["base"], "trust_remote_code": True}}
+    (tmp_path / "crafted").write_bytes(replace(header, about=about).encode())
+    base = shutil.copytree(tiny("llama"), tmp_path / "base")
+    config = json.loads((base / "config.json").read_text()) | {"model_type": "own"}
+    (base / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "own.Own"}}))
+    (base / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(UnsupportedError, match="only where that is asked for"):
+        replay(base, tmp_path / "crafted", tmp_path / "out")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_only_a_zo_run_has_a_trajectory_and_only_linear_changes_an_adapter(

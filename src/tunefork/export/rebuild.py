@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from tunefork.batch import Batch
-from tunefork.errors import RunError
+from tunefork.errors import RunError, UnsupportedError
 from tunefork.evaluate.trained import trained_task
 from tunefork.methods import learns_beside
 from tunefork.methods.zo import put_start, rebuild
@@ -27,6 +27,7 @@ def rebuild_artefact(
     step: int | None = None,
     learned: Mapping[str, torch.Tensor] | None = None,
     device: str = "auto",
+    trust_remote_code: bool = False,
     on_begin: Callable[[], None] = lambda: None,
 ) -> None:
     """Writes the model after `step` steps of `trajectory` (None: all) into `folder`, as a run's `model` holds it.
@@ -34,9 +35,11 @@ def rebuild_artefact(
     Args:
         base: where the model that was trained is now; None: where it was then.
         learned: a checkpoint's weights, of a step up to that one, from which the replay may go on.
+        trust_remote_code: whether a base that brings its own code may run it: for the caller to say, not the file.
         on_begin: called once the base and its tokenizer are known to be the run's.
 
-    Raises RunError for another base, tokenizer or step, and for a file that only the Python optimizer wrote.
+    Raises RunError for another base, tokenizer or step, and for a file that only the Python optimizer wrote;
+    UnsupportedError for a base whose own code is not asked for.
     """
     about = trajectory.header.about
     if "recipe" not in about:
@@ -45,6 +48,11 @@ def rebuild_artefact(
             "Try `tunefork.zo.ZO.from_trajectory` in Python."
         )
     known, rendering, recipe = about["base"], about["rendering"], make_recipe(about["recipe"])
+    if known["trust_remote_code"] and not trust_remote_code:
+        raise UnsupportedError(
+            f"A model's own Python code runs only where that is asked for. The base of {trajectory.path} brings some. "
+            "Try trust_remote_code=True once you have read that code."
+        )
     facts = base_facts(known, None if base == known["name"] else base)
     _, task = trained_task(rendering, facts)
     tokenizer = load_tokenizer(facts)

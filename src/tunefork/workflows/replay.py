@@ -40,6 +40,7 @@ def replay(
     *,
     step: int | None = None,
     device: str = "auto",
+    trust_remote_code: bool = False,
     on_stage: Callable[[str], None] = lambda text: None,
 ) -> Replayed:
     """Writes to `out` the model that a zeroth-order run had after `step` steps, bitwise as it was trained.
@@ -47,10 +48,12 @@ def replay(
     Args:
         base: folder or hub name of the model that was trained.
         trajectory: a file, or the folder of a run or export that holds one. A run's checkpoints make the replay short.
+        trust_remote_code: whether a base that brings its own Python code may run it.
         step: None: the step whose weights a finished run kept, else the last one.
 
     The folder is an artefact as a run's `model`: `evaluate`, `predict`, `chat` and plain PEFT load it.
-    Raises MissingFileError or RunError where the trajectory is damaged, of another base, or ends before `step`.
+    Raises MissingFileError or RunError where the trajectory is damaged, of another base, or ends before `step`;
+    UnsupportedError where its base wants code of its own that is not asked for.
     """
     path, target, started = Path(trajectory), Path(out), time.perf_counter()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -78,6 +81,7 @@ def replay(
             step=step,
             learned=learned,
             device=device,
+            trust_remote_code=trust_remote_code,
             on_begin=lambda: on_stage(said),
         )
     return Replayed(target, step, reader.steps, before, time.perf_counter() - started, reader.torn)
