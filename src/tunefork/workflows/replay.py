@@ -30,7 +30,7 @@ class Replayed:
     steps: int
     from_step: int
     seconds: float
-    torn_bytes: int = 0
+    torn_bytes: int
 
 
 def replay(
