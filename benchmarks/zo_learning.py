@@ -6,8 +6,9 @@ DATA is a folder of data sets in JSON lines (trec/train.jsonl …). A row-forwar
 calibration's are counted. Per testbed and method: learning rates are tried on one seed with a tenth of the budget, and
 the one with the lowest dev loss is run with every seed; where one of those ends worse than it was at a tenth, or not at
 all, the next lower rate in turn. MeZO, at a constant rate as published, is read at a tenth, a quarter, a half and all
-of the budget. `default` takes the product's schedule, so each budget is a run of its own: a tenth, a third and all.
-Back-propagation (LoRA, AdamW) gets the seconds that `default` took beside as many other processes. MeZO is
+of the budget. `default` takes the product's schedule, so each budget is a run of its own: a tenth, a quarter, a third
+and all. Back-propagation (AdamW, over LoRA or all weights) gets the seconds that `default` took beside as many other
+processes. MeZO is
 `benchmarks/mezo.py`, which shares no code with the package. At the end: how little of MeZO's budget brought `default`
 to MeZO's final loss and accuracy (means over the seeds), and how many half-decades of learning rates come within a
 point of each method's best (`default` holds a rate above the calibrated one there). The testbeds were fixed before
@@ -59,7 +60,7 @@ from tunefork.zo import ZO
 from tunefork.zo.options import preset_of
 
 READ_AT = (0.1, 0.25, 0.5, 1.0)
-BUDGETS = {"default": (0.1, 1 / 3, 1.0)}  # shares of the budget that are runs of their own
+BUDGETS = {"default": (0.1, 0.25, 1 / 3, 1.0)}  # shares of the budget that are runs of their own
 BATCH = 16
 PRESETS = {"default": preset_of("default")}  # which rows a step sees, where the method says
 SCHEDULE: dict[str, Any] = {"schedule": TrainSection().schedule, "warmup": TrainSection().warmup}
@@ -70,6 +71,7 @@ GRIDS = {  # half decades
     "mezo": [10.0 ** (k / 2) for k in range(-14, -7)],
     "default": [10.0 ** (k / 2) for k in range(-3, 4)],  # times the calibrated one
     "lora": [1e-4, 3e-4, 1e-3, 3e-3],
+    "full": [1e-5, 3e-5, 1e-4, 3e-4],
 }
 
 
@@ -252,21 +254,32 @@ def lora(bed: Bed, model: torch.nn.Module, lr: float, seed: int) -> tuple[Step, 
     wrapped = get_peft_model(
         model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", modules_to_save=heads or None)
     )  # pyright: ignore
-    optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+    return adamw(model, wrapped, lr), {}
+
+
+def full(bed: Bed, model: torch.nn.Module, lr: float, seed: int) -> tuple[Step, dict[str, Any]]:
+    """AdamW on all weights."""
+    torch.manual_seed(seed)
+    return adamw(model, model.requires_grad_(True), lr), {}
+
+
+def adamw(model: torch.nn.Module, trained: torch.nn.Module, lr: float) -> Step:
+    optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
 
     def step(batch: Batch, progress: float) -> int:
         with torch.enable_grad():
-            wrapped.train()
+            trained.train()
             mean_loss(model, batch).backward()
-        torch.nn.utils.clip_grad_norm_(wrapped.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         return batch.rows
 
-    return step, {}
+    return step
 
 
-METHODS = {"mezo": mezo, "default": default, "lora": lora}
+METHODS = {"mezo": mezo, "default": default, "lora": lora, "full": full}
+TIMED = ("lora", "full")  # by the seconds that `default` took
 
 
 def run(bed: Bed, method: str, lr: float, seed: int, budget: int, seconds: float = math.inf) -> dict[str, Any]:
@@ -330,12 +343,12 @@ def compare(
     pool: Executor,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The grids of all methods, then the runs of all; LoRA's come last, since its seconds are those of `default`."""
+    """The grids of all methods, then the runs of all; those of back-propagation come last, for as long as `default`."""
     bed = bed_of(*place)
     found: dict[str, Any] = {"start": bed.look(copy.deepcopy(bed.model)), "grid": {}, "runs": {}}
     say(f"{bed.name}: start {found['start']}")
     seconds = math.inf
-    for together in ([m for m in methods if m != "lora"], [m for m in methods if m == "lora"]):
+    for together in ([m for m in methods if m not in TIMED], [m for m in methods if m in TIMED]):
         grids = [Work(place, m, lr, 0, budget // 10, seconds / 10) for m in together for lr in GRIDS[m]]
         for work, done in zip(grids, pool.map(call, grids), strict=True):
             found["grid"].setdefault(work.method, []).append(done)
@@ -392,7 +405,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("data", type=Path)
     parser.add_argument("--beds", nargs="*", default=["trec_minilm", "sst2_minilm", "trec_prompted"])
-    parser.add_argument("--methods", nargs="*", default=["mezo", "default", "lora"])
+    parser.add_argument("--methods", nargs="*", default=["mezo", "default", "lora", "full"])
     parser.add_argument("--budget", type=int, default=320_000, help="row-forwards")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each a process of one thread")

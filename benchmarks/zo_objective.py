@@ -1,6 +1,6 @@
 """Zeroth-order training for the metric itself against training for cross-entropy, for the same row-forwards.
 
-    python benchmarks/zo_objective.py DATA [--only qwk macro_f1] [--minutes 10] [--seeds 2] [--json]
+    python benchmarks/zo_objective.py DATA [--only qwk macro_f1] [--minutes 10] [--seeds 2] [--device cuda] [--json]
 
 DATA is a folder of data sets in JSON lines. `qwk` is item 1 of ASAP-SAS, `macro_f1` is TREC, both with all-MiniLM-L6-v2
 (64 tokens). The head starts as a linear probe of 300 training rows; the method zo then trains on the other rows, with
@@ -52,10 +52,10 @@ def asap_sas(data: Path, scratch: Path) -> dict[str, str]:
     return files
 
 
-def recipe(metric: str, files: dict[str, str], objective: str) -> Recipe:
+def recipe(metric: str, files: dict[str, str], objective: str, device: str) -> Recipe:
     return make_recipe(
         {
-            "model": {"name": minilm(), "max_length": 64, "device": "cpu"},
+            "model": {"name": minilm(), "max_length": 64, "device": device, "dtype": "fp32"},
             "task": {"name": "scoring" if metric == "qwk" else "trec", "metric": metric},
             "adapter": "none",
             "data": files | {"dev_fraction": 0.001, "max_leaked": 1.0, "max_conflicts": 1.0, "max_cut": 1.0},
@@ -83,7 +83,9 @@ class Run:
         lengths = [len(row.ids) for row in self.rows]
         groups = micro_batches(self.sampler.step(self.steps), lengths, int(train.micro_batch_size))
         batches = [
-            replace(self.job.renderer.batch([self.rows[i] for i in g], learn=True), places=torch.tensor(g))
+            replace(self.job.renderer.batch([self.rows[i] for i in g], learn=True), places=torch.tensor(g)).to(
+                self.job.device
+            )
             for g in groups
         ]
         done = self.method.step(batches, row_losses, share)
@@ -119,8 +121,8 @@ def measured(job: Job, predictions: list[Prediction]) -> PairableStatistic:
     return statistic
 
 
-def compare(metric: str, files: dict[str, str], minutes: float, seeds: int) -> dict[str, Any]:
-    jobs = {goal: prepare(recipe(metric, files, goal)) for goal in ("loss", metric)}
+def compare(metric: str, files: dict[str, str], minutes: float, seeds: int, device: str) -> dict[str, Any]:
+    jobs = {goal: prepare(recipe(metric, files, goal, device)) for goal in ("loss", metric)}
     job = jobs[metric]
     rows = [job.rendered["train"][i] for i in np.random.default_rng(0).permutation(len(job.rendered["train"]))]
     start = load(job)
@@ -170,6 +172,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["qwk", "macro_f1"])
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, for each data set")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     found = {}
@@ -177,7 +180,7 @@ def main() -> None:
         for metric in options.only:
             trec = {split: str(options.data / "trec" / f"{split}.jsonl") for split in ("train", "test")}
             files = trec if metric == "macro_f1" else asap_sas(options.data, Path(scratch))
-            found[metric] = about = compare(metric, files, options.minutes, options.seeds)
+            found[metric] = about = compare(metric, files, options.minutes, options.seeds, options.device)
             if options.json:
                 continue
             print(f"{metric}: start {about['start']:.3f}, {about['budget']:,} row-forwards, {about['train_rows']} rows")

@@ -5,11 +5,12 @@
 Random Llamas, saved to disk and loaded: A (hidden 768, 12 layers, ffn 2048) and B (hidden 2048, 8 layers, ffn 5632),
 both with 32,000 words. The loss is that of the last position, from logits at that position only, for all three. Every
 repeat times the three one after the other; the figures are medians. Low-rank steps are timed once every base of the
-pool is in use. `bound` is MeZO over two passes: no step of two passes can gain more on it; `share` is how much of
-that is had.
+pool is in use. `bound` is MeZO over two passes: no step that makes those one after the other can gain more on it, one
+that has both in one pass may; `share` is how much of that is had. `default` is the preset's step, 6 rows in 16 sides
+(15 directions and the middle), beside two passes of as many rows, 48.
 
-On a GPU the cells are others: C is a Llama of TinyLlama's shape (1.1B parameters), `default` is the preset's step, 2
-rows in 15 directions, beside two passes of 16 rows, and `added` is what a step takes in memory beyond the passes.
+On a GPU the cells are others: C is a Llama of TinyLlama's shape (1.1B parameters), and `added` is what a step takes in
+memory beyond the passes.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from transformers.utils import logging
 
 from mezo import MeZO
 from tunefork.zo import ZO
+from tunefork.zo.estimators import ESTIMATORS
+from tunefork.zo.options import preset_of
 
 VOCAB = 32_000
 SHAPES: dict[str, dict[str, Any]] = {
@@ -49,6 +52,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LOW_RANK = {"direction": "low_rank", "queries": 1, "rows": "shared"}
 SPLIT = {"direction": "low_rank", "queries": 8, "rows": "split"}
+PRESET = preset_of("default")
+SIDES = ESTIMATORS[PRESET.options["estimator"]].forwards(PRESET.options["queries"])
+PASS_ROWS = PRESET.batch * SIDES // 2  # of two passes that see as many rows as a step of the preset
 DENSE = {"direction": "rademacher", "queries": 1, "rows": "shared"}
 WARM_UP = 9  # steps: the pool has 8 bases
 
@@ -63,7 +69,6 @@ class Cell(NamedTuple):
     kind: str
     options: dict[str, Any]
     limit: float | None = None
-    step_rows: int | None = None  # None: as many as a pass has
 
     @property
     def name(self) -> str:
@@ -82,6 +87,8 @@ CELLS = [
     Cell("A", "fp32", 1, 8, "low-rank", LOW_RANK, 0.95),
     Cell("A", "bf16", 1, 8, "low-rank", LOW_RANK, 0.95),
     Cell("A", "fp32", 1, 8, "low-rank, closure", LOW_RANK, None),
+    Cell("A", "fp32", PASS_ROWS, 64, "default", {}),
+    Cell("A", "bf16", PASS_ROWS, 64, "default", {}),
     Cell("B", "fp32", 8, 64, "low-rank", LOW_RANK, 1.05),
     Cell("B", "bf16", 8, 64, "low-rank", LOW_RANK, 1.05),
 ]
@@ -94,8 +101,8 @@ GPU_CELLS = [
     Cell("C", "bf16", 16, 128, "low-rank", LOW_RANK),
     Cell("C", "bf16", 16, 512, "low-rank", LOW_RANK),
     Cell("C", "bf16", 16, 512, "low-rank, 8 queries split", SPLIT),
-    Cell("C", "bf16", 16, 128, "default", {}, step_rows=2),
-    Cell("C", "bf16", 16, 512, "default", {}, step_rows=2),
+    Cell("C", "bf16", PASS_ROWS, 128, "default", {}),
+    Cell("C", "bf16", PASS_ROWS, 512, "default", {}),
     Cell("C", "bf16", 16, 512, "dense", DENSE),
 ]
 
@@ -145,7 +152,7 @@ def seconds(work: Callable[[], object], times: int) -> float:
 def measured(cell: Cell, folder: Path, repeats: int, device: str) -> dict[str, Any]:
     """Medians of one cell, in milliseconds, and their ratios."""
     dtype, batch = DTYPES[cell.dtype], batch_of(cell.rows, cell.length, device)
-    few = batch_of(cell.step_rows or cell.rows, cell.length, device)
+    few = batch_of(PRESET.batch if cell.kind == "default" else cell.rows, cell.length, device)
     plain, ours, theirs = (loaded(cell.model, folder, dtype, device) for _ in range(3))
     mezo = MeZO(theirs, lr=1e-7, epsilon=1e-3)
     start = torch.cuda.memory_allocated() if device == "cuda" else 0

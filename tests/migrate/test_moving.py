@@ -43,7 +43,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]
         job = client.fine_tuning.jobs.create(
             model="fork-tiny", training_file=files[0], validation_file=files[1], method=method, seed=1
         )
-        wait_for(lambda: client.fine_tuning.jobs.retrieve(job.id).status in ("succeeded", "failed"), 120)
+        wait_for(lambda: client.fine_tuning.jobs.retrieve(job.id).status in ("succeeded", "failed"))
         model = client.fine_tuning.jobs.retrieve(job.id).fine_tuned_model
         assert model is not None
         yield url, model

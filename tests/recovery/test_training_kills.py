@@ -89,7 +89,7 @@ def test_killed_at_random_instants(method: str, kills: int, tiny: Callable[[str]
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         text=True,
         capture_output=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

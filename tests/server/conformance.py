@@ -58,7 +58,7 @@ def _against_server(source: Path, needed: Path) -> dict[str, Counter[str]]:
     server = subprocess.Popen([sys.executable, "-m", "tests.server.seeded", str(port)])
     root = f"http://127.0.0.1:{port}"
     try:
-        wait_for(lambda: server.poll() is not None or server_answers(f"{root}/healthz"), 120)
+        wait_for(lambda: server.poll() is not None or server_answers(f"{root}/healthz"))
         own = os.pathsep.join([str(needed), str(source)])
         surroundings = {**os.environ, "PYTHONPATH": own, "TEST_API_BASE_URL": f"{root}/v1"}
         found: dict[str, Counter[str]] = {}

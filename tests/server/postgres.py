@@ -65,7 +65,7 @@ def postgres() -> Iterator[Callable[[], str]]:
             return base + name
 
         try:
-            wait_for(ready, 30)
+            wait_for(ready)
             yield database
         finally:
             engine.dispose()

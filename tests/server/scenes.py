@@ -43,7 +43,7 @@ def serving(settings: Settings) -> Iterator[str]:
         bound.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
-        wait_for(lambda: server.started, 30)
+        wait_for(lambda: server.started)
         try:
             yield f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
         finally:
@@ -66,7 +66,7 @@ def server_process(folder: Path, *options: str) -> Iterator[tuple[subprocess.Pop
     process = subprocess.Popen(command)
     root = f"http://127.0.0.1:{port}"
     try:
-        wait_for(lambda: process.poll() is not None or server_answers(f"{root}/readyz"), 120)
+        wait_for(lambda: process.poll() is not None or server_answers(f"{root}/readyz"))
         yield process, f"{root}/v1"
     finally:
         process.terminate()
@@ -90,8 +90,8 @@ def settings_in(folder: Path, **values: Any) -> Settings:
     return Settings(data=folder, **{"slots": 0, **values})
 
 
-def wait_for(happened: Callable[[], Any], seconds: float = 90) -> Any:
-    """What `happened` returns, once it is true."""
+def wait_for(happened: Callable[[], Any], seconds: float = 600) -> Any:
+    """What `happened` returns, once it is true. The time is for what hangs: a machine may be shared by many."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if found := happened():

@@ -112,7 +112,7 @@ def _attacked(specification: Json, place: Path, cases: int) -> int:
     port = free_port()
     server = subprocess.Popen([sys.executable, "-m", "tests.server.seeded", str(port), str(place / "key")])
     try:
-        wait_for(lambda: server.poll() is not None or server_answers(f"http://127.0.0.1:{port}/healthz"), 120)
+        wait_for(lambda: server.poll() is not None or server_answers(f"http://127.0.0.1:{port}/healthz"))
         url, key = f"http://127.0.0.1:{port}/v1", (place / "key").read_text()
         options = [*OPTIONS, "--url", url, "--header", f"Authorization: Bearer {key}", "--max-examples", str(cases)]
         surroundings = {**os.environ, "PYTHONPATH": f"{place / 'needed'}:{place}", "SCHEMATHESIS_HOOKS": "hooks"}

@@ -312,8 +312,8 @@ def test_who_goes_away_is_not_answered_any_longer(url: str, client: openai.OpenA
         return _refused(client, refused)
 
     with ExitStack() as stack:
-        wait_for(occupied, 30)
-    wait_for(lambda: not _refused(client, refused), 30)
+        wait_for(occupied)
+    wait_for(lambda: not _refused(client, refused))
 
 
 def _refused(client: openai.OpenAI, kind: type[Exception]) -> bool:

@@ -65,10 +65,10 @@ def test_two_servers_share_the_jobs_and_one_goes_on_where_the_other_was_killed(
             found = [job.id for job in first.fine_tuning.jobs.list() if job.status == "running"]
             return found if len(found) == 2 else []
 
-        wait_for(running, 120)  # each has one slot
+        wait_for(running)  # each has one slot
         time.sleep(2)  # several looks at the queue
         assert sorted(children(process.pid) for process, _ in servers) == [1, 1]
-        wait_for(lambda: all(first.fine_tuning.jobs.retrieve(id).status in ENDED for id in ids), 300)
+        wait_for(lambda: all(first.fine_tuning.jobs.retrieve(id).status in ENDED for id in ids))
         for id in ids:
             require_once(second, id)
             assert said(second, id).count("Fine-tuning job started") == 1
@@ -76,9 +76,9 @@ def test_two_servers_share_the_jobs_and_one_goes_on_where_the_other_was_killed(
 
         last = [create(second), create(second)]
         for id in last:
-            wait_for(lambda id=id: second.fine_tuning.jobs.checkpoints.list(id).data, 120)
+            wait_for(lambda id=id: second.fine_tuning.jobs.checkpoints.list(id).data)
         servers[0][0].kill()
-        wait_for(lambda: all(second.fine_tuning.jobs.retrieve(id).status in ENDED for id in last), 170)
+        wait_for(lambda: all(second.fine_tuning.jobs.retrieve(id).status in ENDED for id in last))
         left = "The job was left without a worker; it goes on from its last checkpoint"
         assert sorted(said(second, id).count(left) for id in last) == [0, 1]
         for id in last:

@@ -68,7 +68,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, str]:
     with server_process(settings.data) as (_, url):
         client = client_of(url)
         _, id = create(client)
-        wait_for(lambda: client.fine_tuning.jobs.retrieve(id).status in ("succeeded", "failed"), 120)
+        wait_for(lambda: client.fine_tuning.jobs.retrieve(id).status in ("succeeded", "failed"))
         (result,) = client.fine_tuning.jobs.retrieve(id).result_files
         return weights(settings, id), base64.b64decode(client.files.content(result).read()).decode()
 
@@ -120,7 +120,7 @@ class Siege:
     def kill(self) -> None:
         """Waits for a random instant, which may be in the middle of a start, and kills."""
         if self.chance.random() < 0.7:
-            wait_for(lambda: self.server.poll() is not None or server_answers(f"{self.root}/readyz"), 120)
+            wait_for(lambda: self.server.poll() is not None or server_answers(f"{self.root}/readyz"))
         time.sleep(self.chance.uniform(0, 6))
         workers = self._workers()
         what = self.chance.choice(["server", "worker", "both"] if workers else ["server"])
@@ -165,7 +165,7 @@ def test_no_job_is_lost_to_a_kill_or_run_to_two_results(
     with Siege(tmp_path / "data", jobs, random.Random(seed)) as siege:
         for _ in range(kills):
             siege.kill()
-        wait_for(siege.finished, 300)
+        wait_for(siege.finished)
         print(f"killed {siege.killed}")
         for file, id in siege.made:
             require_whole(siege.settings, siege.client, file, id, undisturbed)
@@ -199,12 +199,12 @@ def test_a_disk_that_fills_up_stops_what_is_new_and_loses_nothing(
         client = client_of(url)
         jobs, root = client.fine_tuning.jobs, url.removesuffix("/v1")
         file, id = create(client)
-        wait_for(lambda: jobs.checkpoints.list(id).data, 120)
+        wait_for(lambda: jobs.checkpoints.list(id).data)
         filler = small_disk / "filler"
         with filler.open("wb", buffering=0) as full, contextlib.suppress(OSError):
             while True:
                 full.write(bytes(2**16) if full.tell() < 2**26 else bytes(512))
-        wait_for(lambda: _no_worker(id), 120)
+        wait_for(lambda: _no_worker(id))
         for refused in (
             lambda: client.files.create(file=b"x" * 10**4, purpose="user_data"),
             lambda: client.files.create(file=b"x" * 10**7, purpose="user_data"),
@@ -217,7 +217,7 @@ def test_a_disk_that_fills_up_stops_what_is_new_and_loses_nothing(
         assert client.files.content(file).read() == rows(10)
         assert jobs.retrieve(id).status in ("queued", "running")
         filler.unlink()
-        wait_for(lambda: jobs.retrieve(id).finished_at is not None, 120)
+        wait_for(lambda: jobs.retrieve(id).finished_at is not None)
         require_whole(settings, client, file, id, undisturbed)
         said = [event.message for event in jobs.list_events(id, limit=100)]
         assert "The worker found the disk full; the job goes on from its last checkpoint" in said

@@ -148,7 +148,7 @@ def tuned(client: openai.OpenAI) -> str:
         job = client.fine_tuning.jobs.retrieve(id)
         return job if job.status in ("succeeded", "failed") else None
 
-    job = wait_for(done, 150)
+    job = wait_for(done)
     assert job.status == "succeeded", job.error
     return job.fine_tuned_model
 

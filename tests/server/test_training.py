@@ -37,7 +37,7 @@ def create(client: openai.OpenAI, chosen: dict[str, int], **more: Any) -> str:
 
 def ended(client: openai.OpenAI, id: str, *statuses: str) -> Any:
     statuses = statuses or ("succeeded", "failed", "cancelled")
-    wait_for(lambda: client.fine_tuning.jobs.retrieve(id).status in statuses, 240)
+    wait_for(lambda: client.fine_tuning.jobs.retrieve(id).status in statuses)
     return client.fine_tuning.jobs.retrieve(id)
 
 
@@ -169,12 +169,12 @@ def test_stopped_in_every_way_a_job_ends_with_the_same_weights(
 ) -> None:
     """Paused and resumed once, its worker killed once."""
     id = create(client, LONG)
-    wait_for(lambda: client.fine_tuning.jobs.checkpoints.list(id).data, 120)
+    wait_for(lambda: client.fine_tuning.jobs.checkpoints.list(id).data)
     assert client.fine_tuning.jobs.retrieve(id).estimated_finish is not None
     assert client.fine_tuning.jobs.pause(id).status == "running"  # until its step is saved
     ended(client, id, "paused")
     assert client.fine_tuning.jobs.resume(id).status == "queued"
-    wait_for(lambda: len(client.fine_tuning.jobs.checkpoints.list(id).data) > 3, 120)
+    wait_for(lambda: len(client.fine_tuning.jobs.checkpoints.list(id).data) > 3)
     os.kill(worker_of(id), signal.SIGKILL)
     job = ended(client, id)
     assert job.status == "succeeded", job.error
@@ -190,10 +190,10 @@ def test_stopped_in_every_way_a_job_ends_with_the_same_weights(
 @pytest.mark.slow
 def test_a_cancelled_job_stops(client: openai.OpenAI) -> None:
     id = create(client, LONG)
-    wait_for(lambda: messages(client, id)[-1].startswith("Step"), 120)
+    wait_for(lambda: messages(client, id)[-1].startswith("Step"))
     pid = worker_of(id)
     assert client.fine_tuning.jobs.cancel(id).status == "cancelled"
-    wait_for(lambda: not Path(f"/proc/{pid}").exists(), 60)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists())
     assert client.fine_tuning.jobs.retrieve(id).status == "cancelled"
     assert client.fine_tuning.jobs.retrieve(id).result_files == []
 
@@ -237,13 +237,13 @@ def test_a_server_that_is_killed_goes_on_and_a_lost_database_is_rebuilt(
         waiting = create(client, QUICK)
         cancelled = create(client, QUICK)
         client.fine_tuning.jobs.cancel(cancelled)
-        wait_for(lambda: client.fine_tuning.jobs.checkpoints.list(id).data, 240)
+        wait_for(lambda: client.fine_tuning.jobs.checkpoints.list(id).data)
         process.kill()
     with server_process(mine.data) as (process, url):
         client = client_of(url)
         assert client.fine_tuning.jobs.retrieve(id).status in ("queued", "running")
         first = client.fine_tuning.jobs.checkpoints.list(id).data[0].step_number
-        wait_for(lambda: client.fine_tuning.jobs.checkpoints.list(id).data[0].step_number > first, 240)
+        wait_for(lambda: client.fine_tuning.jobs.checkpoints.list(id).data[0].step_number > first)
         process.kill()
     damaged = bytearray(mine.database_path.read_bytes())
     damaged[4096:] = os.urandom(len(damaged) - 4096)

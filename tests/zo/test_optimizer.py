@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 
 from tests.zo.conftest import Batch, batch_of, bits, row_losses, same_bits, tiny_net
 from tunefork.zo import ZO, Reader, TrajectoryError, options_of, presets
+from tunefork.zo.trajectory import Header
 
 
 def logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -207,6 +210,72 @@ def test_options_are_checked() -> None:
         ZO(model, momentun=0.9)
     with pytest.raises(ValueError, match="none or rms where `queries` is 1"):
         ZO(model, preset="fzoo", queries=1, estimator="two_sided", rows="split")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", 1.5),
+        ("seed", "1"),
+        ("seed", None),
+        ("seed", True),
+        ("clip", "a"),
+        ("clip_rms", "3"),
+        ("momentum", "a"),
+        ("momentum", float("nan")),
+        ("beta", None),
+        ("also", 3),
+        ("also", [3]),
+        ("train", None),
+        ("lr", "1e-3"),
+        ("epsilon", [1e-3]),
+    ],
+)
+def test_what_is_no_number_or_name_is_refused_by_its_name(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"`{name}` must be .* Received {re.escape(repr(value))}\."):
+        ZO(tiny_net("llama"), **{name: value})
+
+
+def test_a_seed_of_numpy_is_the_same_seed(batch: Batch, tmp_path: Path) -> None:
+    for name, seed in (("a", np.int64(3)), ("b", 3)):
+        trained("llama", batch, seed=seed, trajectory=tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_parameters_are_no_model() -> None:
+    with pytest.raises(TypeError, match=r"The model itself must be given.* Received generator\. Try ZO\(model\)"):
+        ZO(tiny_net("llama").parameters())  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("run", [{}, {"seed": 0}, {"seed": 0, "options": 3}, {"seed": 0, "options": {"colour": 1}}])
+def test_a_trajectory_without_seed_or_options_is_refused(run: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "t").write_bytes(Header(1, run=run).encode())
+    with pytest.raises(ValueError, match="must name its seed and options"):
+        ZO.from_trajectory(tiny_net("llama"), tmp_path / "t")
+
+
+@pytest.mark.parametrize("step", [0.5, 6, -1, "2"])
+def test_a_step_that_a_trajectory_does_not_have_is_refused(step: Any, batch: Batch, tmp_path: Path) -> None:
+    trained("llama", batch, trajectory=tmp_path / "t")[1].detach()
+    with pytest.raises(TrajectoryError, match=f"from 0 to 5, .* Received {step!r}"):
+        ZO.from_trajectory(tiny_net("llama"), tmp_path / "t", step)
+
+
+@pytest.mark.parametrize("direction", ["low_rank", "rademacher"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_inside_and_outside_of_inference_mode_are_the_same(
+    direction: str, dtype: torch.dtype, batch: Batch
+) -> None:
+    found = []
+    for inside in ((), (0, 2), (1,)):
+        model = tiny_net("llama").to(dtype)
+        opt = ZO(model, direction=direction, queries=2, lr=1e-3, epsilon=1e-2)
+        for step in range(4):
+            with torch.inference_mode(step in inside):
+                opt.step_batch(row_losses, batch)
+                opt.step(lambda model=model: model(batch["input_ids"], labels=batch["input_ids"]).loss)
+        found.append(opt.learned())
+    assert all(torch.equal(found[0][name], other[name]) for other in found[1:] for name in found[0])
 
 
 def test_presets_are_data() -> None:

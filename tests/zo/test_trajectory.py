@@ -245,6 +245,49 @@ def test_another_runs_trajectory_is_refused(tmp_path: Path, other: Header, words
     assert (tmp_path / "t").read_bytes() == whole
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "[]",
+        "null",
+        "{",
+        "[" * 100_000,
+        '"queries"',
+        '{"queries": 2, "colour": 1}',
+        '{"queries": 0}',
+        '{"queries": -1}',
+        '{"queries": 65536}',
+        '{"queries": "2"}',
+        '{"queries": 2.0}',
+        '{"queries": true}',
+        '{"queries": 2, "window": 0}',
+        '{"queries": 2, "start": -1}',
+        '{"queries": 2, "steps": null}',
+        '{"queries": 2, "noise": []}',
+        '{"queries": 2, "run": []}',
+        '{"queries": 2, "about": "x"}',
+    ],
+)
+def test_a_header_that_is_whole_and_says_nonsense_is_refused(tmp_path: Path, text: str) -> None:
+    start = struct.pack("<8sII", b"TFZOTRAJ", 1, len(text)) + text.encode()
+    (tmp_path / "t").write_bytes(start + struct.pack("<I", zlib.crc32(start)))
+    with pytest.raises(TrajectoryError, match="header must say what this format asks"):
+        Reader(tmp_path / "t")
+
+
+def test_a_second_writer_is_refused_and_the_file_replays_to_the_first(tmp_path: Path) -> None:
+    with Trajectory(tmp_path / "t", HEADER) as first, Trajectory(tmp_path / "t", HEADER) as second:
+        for step in range(2):
+            first.append(*made_up(HEADER, step))
+        whole = (tmp_path / "t").read_bytes()
+        with pytest.raises(TrajectoryError, match="must have one writer"):
+            second.append(*made_up(HEADER, 0))
+        assert (tmp_path / "t").read_bytes() == whole
+        first.append(*made_up(HEADER, 2))
+    check(Reader(tmp_path / "t"), 3)
+
+
 def test_a_changed_environment_is_told(tmp_path: Path) -> None:
     written(tmp_path / "t", HEADER, 2)
     now = Header(2, 3, HEADER.run, {"threads": 4, "torch": "2.8", "cpu": "AVX2"})

@@ -38,6 +38,7 @@ app.command()(serve)
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
+Trusted = Annotated[bool, typer.Option("--trust-remote-code", help="run Python code that the base model brings")]
 
 
 def _version(asked: bool) -> None:
@@ -113,6 +114,7 @@ def evaluate(
     *,
     origin: Origin,
     shots: Annotated[int, typer.Option("--shots", min=0, max=64, metavar="N", help="rows of --train shown first")] = 0,
+    trust: Trusted = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
@@ -131,7 +133,9 @@ def evaluate(
     else:
         origin.only("model.", "task.", "data.", "hosted.", *measured)
     agree = confirmer(console, yes, recipe.hosted.limit)
-    found = workflows.evaluate(model, recipe=recipe, shots=shots, confirm=agree, on_answer=progress(console))
+    found = workflows.evaluate(
+        model, recipe=recipe, shots=shots, trust_remote_code=trust, confirm=agree, on_answer=progress(console)
+    )
     show_findings(console, [f for f in found.findings if f.level != "info"])
     show_metrics(console, {model: found.metrics})
     for note in found.notes:
@@ -182,6 +186,7 @@ def predict(
     out: Annotated[Path | None, typer.Option("--out", help="default: NAME.predicted.EXT beside the file")] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
+    trust: Trusted = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
@@ -191,7 +196,9 @@ def predict(
 
     console = screen(as_json)
     agree = confirmer(console, yes, None)
-    found = workflows.predict(run, file, out, device=device, overwrite=overwrite, confirm=agree)
+    found = workflows.predict(
+        run, file, out, device=device, overwrite=overwrite, trust_remote_code=trust, confirm=agree
+    )
     show_findings(console, [f for f in found.findings if f.level != "info" or f.code == "hosted"])
     console.print(f"{found.predicted:,} of {found.rows:,} rows predicted: [bold]{escape(str(found.path))}[/]")
     if as_json:
@@ -210,13 +217,20 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N", help="longest reply")] = 256,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="of sampling")] = 0,
     device: Device = "auto",
+    trust: Trusted = False,
     as_json: Json = False,
 ) -> None:
     """Talk with a model in the terminal; an empty line or Ctrl-D ends it. With --json each reply is a line of JSON."""
     from tunefork import workflows
 
     talk = workflows.Chat(
-        model, system=system, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, device=device
+        model,
+        system=system,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        device=device,
+        trust_remote_code=trust,
     )
     interactive = sys.stdin.isatty() and not as_json
     while True:
@@ -250,13 +264,14 @@ def export(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="default: RUN/export-TO")] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="auto, fp32, bf16 or fp16 of the merged weights")] = "auto",
     device: Device = "auto",
+    trust: Trusted = False,
     as_json: Json = False,
 ) -> None:
     """Keep the model in a form other tools load; a merge is proven equal to what was trained."""
     from tunefork.export.exporting import export as export_run
 
     console = screen(as_json)
-    found = export_run(run, to=to, out=out, dtype=dtype, device=device)
+    found = export_run(run, to=to, out=out, dtype=dtype, device=device, trust_remote_code=trust)
     console.print(escape(found.says), soft_wrap=True)
     console.print(f"[bold]{escape(str(found.path))}[/]", soft_wrap=True)
     if as_json:
@@ -272,6 +287,7 @@ def replay(
         int | None, typer.Option("--step", min=0, metavar="N", help="after this many steps; default: as it was kept")
     ] = None,
     device: Device = "auto",
+    trust: Trusted = False,
     as_json: Json = False,
 ) -> None:
     """Rebuild what the method zo trained, bit for bit, from the base model and the log of the run."""
@@ -280,7 +296,9 @@ def replay(
 
     console = screen(as_json)
     on_stage = lambda text: console.print(f"[dim]{escape(text)} …[/]")  # noqa: E731
-    found = workflows.replay(base, trajectory, out, step=step, device=device, on_stage=on_stage)
+    found = workflows.replay(
+        base, trajectory, out, step=step, device=device, trust_remote_code=trust, on_stage=on_stage
+    )
     near = f", from the checkpoint of step {found.from_step:,}" if found.from_step else ""
     console.print(f"step {found.step:,} of {found.steps:,} rebuilt in {duration(found.seconds)}{near}")
     if found.torn_bytes:

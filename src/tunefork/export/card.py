@@ -31,7 +31,8 @@ def render_card(
     result: Mapping[str, Any], info: ArtefactInfo, trained: Trained, *, to: str, dtype: str, proof: Proof | None
 ) -> str:
     """README.md with its YAML front matter. `result` is the run's result.json."""
-    base, licence = base_name(info), _licence_of(base_facts(info["base"]).folder)
+    facts = base_facts(info["base"], trust_remote_code=trained.facts.trust_remote_code)
+    base, licence = base_name(info), _licence_of(facts.folder)
     title = f"{base.rpartition('/')[2]} for {trained.task.info.name}"
     where = str(info["base"]["name"] if info["base"]["commit"] else info["base"]["folder"])
     code = snippet(Artefact(trained, to, info["adapter"], where, info["extra"]["dtype"]))

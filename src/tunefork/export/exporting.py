@@ -58,6 +58,10 @@ class _Run:
     recipe: Recipe
     result: Mapping[str, Any]
     info: ArtefactInfo
+    trusted: bool  # code that its base brings may run
+
+    def trained(self, device: str) -> Trained:
+        return load_trained(self.folder.path, device, trust_remote_code=self.trusted)
 
 
 def export(
@@ -67,6 +71,7 @@ def export(
     out: str | Path | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    trust_remote_code: bool = False,
 ) -> Exported:
     """Writes the model of a finished run to `out` (RUN/export-TO when absent), with a model card.
 
@@ -75,11 +80,12 @@ def export(
     `adapter`: the PEFT folder as it was trained.
     `trajectory`: the steps of a zeroth-order run up to the weights it kept, from which `replay` rebuilds the model;
     that is done here too, and what comes out is compared bit for bit with what was trained.
+    `trust_remote_code`: whether a base that brings its own Python code may run it.
 
     Raises ExportError, leaving nothing behind, when the proof fails; UnsupportedError or RecipeError for what cannot
     be exported so, RunError for a run that is not finished or an `out` that holds something else.
     """
-    source = _read(Path(run))
+    source = _read(Path(run), trust_remote_code)
     _check(source, to, dtype)
     target = Path(out) if out is not None else source.folder.path / f"export-{to}"
     _refuse_to_overwrite(target)
@@ -92,11 +98,11 @@ def export(
         return _merged(source, folder, target, dtype, device)
 
 
-def _read(path: Path) -> _Run:
+def _read(path: Path, trusted: bool) -> _Run:
     folder = RunFolder.open(path, write=False)
     result = folder.read_result()
     refuse_hosted(path)
-    return _Run(folder, load_recipe(folder.recipe_path), result, read_artefact_info(folder.model_path))
+    return _Run(folder, load_recipe(folder.recipe_path), result, read_artefact_info(folder.model_path), trusted)
 
 
 def _check(source: _Run, to: str, dtype: str) -> None:
@@ -139,7 +145,7 @@ def _refuse_to_overwrite(target: Path) -> None:
 
 def _adapter(source: _Run, folder: Path, target: Path, device: str) -> Exported:
     shutil.copytree(source.folder.model_path, folder, dirs_exist_ok=True)
-    trained = load_trained(source.folder.path, device)
+    trained = source.trained(device)
     _describe(source, trained, folder, "adapter", "fp32", None)
     return Exported(target, None, "The adapter as it was trained, in fp32, for PEFT; the model under it is not part.")
 
@@ -147,9 +153,14 @@ def _adapter(source: _Run, folder: Path, target: Path, device: str) -> Exported:
 def _trajectory(source: _Run, folder: Path, target: Path) -> Exported:
     kept, step = open_trajectory(source.folder.trajectory_path), int(source.result["train"]["weights_from_step"])
     kept.copy(folder / TRAJECTORY, step)
-    trained = load_trained(source.folder.path, "cpu")
+    trained = source.trained("cpu")
     with tempfile.TemporaryDirectory() as again:
-        rebuild_artefact(open_trajectory(folder / TRAJECTORY), Path(again), device=source.recipe.model.device)
+        rebuild_artefact(
+            open_trajectory(folder / TRAJECTORY),
+            Path(again),
+            device=source.recipe.model.device,
+            trust_remote_code=source.trusted,
+        )
         mine, theirs = (
             {name: tensor for file in sorted(at.glob("*.safetensors")) for name, tensor in load_file(file).items()}
             for at in (Path(again), source.folder.model_path)
@@ -173,7 +184,7 @@ def _trajectory(source: _Run, folder: Path, target: Path) -> Exported:
 
 def _merged(source: _Run, folder: Path, target: Path, dtype: str, device: str) -> Exported:
     chosen = source.info["extra"]["dtype"] if dtype == "auto" else dtype
-    trained = load_trained(source.folder.path, device)
+    trained = source.trained(device)
     rows = held_out(source.recipe, trained.task, trained.renderer)
     in_fp32(trained.model)
     place = trained.device
@@ -183,7 +194,7 @@ def _merged(source: _Run, folder: Path, target: Path, dtype: str, device: str) -
     if peft is not None:
         with peft.disable_adapter():
             base = read_logits(trained.model, rows, place)
-    facts = base_facts(source.info["base"])
+    facts = base_facts(source.info["base"], trust_remote_code=source.trusted)
     was_quantized = source.info["adapter"] == "qlora" or facts.quantized
     plain = merged_model(trained, source.folder.model_path)
     save_plain(plain, trained, facts.folder, folder, torch_dtype(chosen), was_quantized=was_quantized)
@@ -214,7 +225,8 @@ def _untrained(source: _Run, facts: ModelFacts, trained: Trained) -> torch.nn.Mo
 
 def _same_tokens(folder: Path, trained: Trained, rows: HeldOut) -> None:
     """The saved tokenizer must give the ids the model was trained on."""
-    facts = inspect_model(ModelSection(name=str(folder), kind=trained.facts.kind))
+    about = {"kind": trained.facts.kind, "trust_remote_code": trained.facts.trust_remote_code}
+    facts = inspect_model(ModelSection(name=str(folder), **about))
     renderer = trained.renderer
     again = Renderer(load_tokenizer(facts), facts.kind, rows.task, renderer.max_length, renderer.chat_template)
     if any(r.ids != s.ids for e in rows.examples for r, s in zip(renderer.render(e), again.render(e), strict=True)):

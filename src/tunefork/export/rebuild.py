@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from tunefork.batch import Batch
-from tunefork.errors import RunError, UnsupportedError
+from tunefork.errors import RunError
 from tunefork.evaluate.trained import trained_task
 from tunefork.methods import learns_beside
 from tunefork.methods.zo import put_start, rebuild
@@ -47,23 +48,25 @@ def rebuild_artefact(
             f"A trajectory must say which run it is of. {trajectory.path} was written by the optimizer alone. "
             "Try `tunefork.zo.ZO.from_trajectory` in Python."
         )
-    known, rendering, recipe = about["base"], about["rendering"], make_recipe(about["recipe"])
-    if known["trust_remote_code"] and not trust_remote_code:
-        raise UnsupportedError(
-            f"A model's own Python code runs only where that is asked for. The base of {trajectory.path} brings some. "
-            "Try trust_remote_code=True once you have read that code."
-        )
-    facts = base_facts(known, None if base == known["name"] else base)
-    _, task = trained_task(rendering, facts)
-    tokenizer = load_tokenizer(facts)
-    renderer = Renderer(tokenizer, facts.kind, task, rendering["max_length"], rendering["task"]["chat_template"])
-    if renderer.describe()["fingerprint"] != rendering["rendering"]["fingerprint"]:
+    try:
+        known, rendering, recipe = about["base"], about["rendering"], make_recipe(about["recipe"])
+        facts = base_facts(known, None if base == known["name"] else base, trust_remote_code=trust_remote_code)
+        _, task = trained_task(rendering, facts)
+        tokenizer = load_tokenizer(facts)
+        renderer = Renderer(tokenizer, facts.kind, task, rendering["max_length"], rendering["task"]["chat_template"])
+        wanted, dtype = rendering["rendering"]["fingerprint"], rendering["dtype"]
+    except (KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise RunError(
+            f"A trajectory must say how its run asked which model. {trajectory.path} does not, as of here: "
+            f"{type(error).__name__} {error}. Try the file that Tunefork wrote."
+        ) from error
+    if renderer.describe()["fingerprint"] != wanted:
         raise RunError(
             f"A model must be asked with the tokenizer it was trained with. {facts.folder} has another. "
             "Try the original model's folder."
         )
     on_begin()
-    place, _ = choose_device(ModelSection.model_validate({"device": device, "dtype": rendering["dtype"]}))
+    place, _ = choose_device(ModelSection.model_validate({"device": device, "dtype": dtype}))
     nothing = torch.zeros(1, 1, dtype=torch.int64)
     model = load_model(
         facts,
@@ -71,7 +74,7 @@ def rebuild_artefact(
         labels=task.labels,
         adapter=recipe.adapter,
         device=place,
-        dtype=torch_dtype(rendering["dtype"]),
+        dtype=torch_dtype(dtype),
         seed=recipe.seed,
         activation_checkpointing=False,
         prefix_examples=Batch(nothing, torch.ones_like(nothing), nothing[0], torch.ones(1)),  # the start replaces it

@@ -115,7 +115,7 @@ def _ask(
     if not is_trained(model):
         trained = load_untrained(recipe.model.model_copy(update={"name": model}), chat, False)
     else:
-        trained = load_trained(model, recipe.model.device)
+        trained = load_trained(model, recipe.model.device, trust_remote_code=recipe.model.trust_remote_code)
     task = chat if trained.task.objective == "preference" else copy.copy(trained.task)
     if task.form != "chat":
         raise UnsupportedError(

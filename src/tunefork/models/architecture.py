@@ -12,6 +12,7 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -70,8 +71,8 @@ def natural_kind(config: PretrainedConfig) -> tuple[ModelKind, str]:
     if _knows(config, "causal"):
         tied = bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
         bare = named.endswith("Model") and not named.endswith("LMHeadModel") and not tied
-        return ("encoder" if bare else "causal"), why
-    if getattr(config.get_text_config(), "vocab_size", None) is None:
+        return ("encoder" if bare and _knows(config, "encoder") else "causal"), why
+    if getattr(config.get_text_config(), "vocab_size", None) is None or not _knows(config, "encoder"):
         raise UnsupportedError(
             f"A model must be a language model. Received {named or config.model_type}. Try a causal or masked one."
         )
@@ -149,6 +150,7 @@ def _knows(config: PretrainedConfig, kind: ModelKind) -> bool:
     mapping, name = {
         "causal": (MODEL_FOR_CAUSAL_LM_MAPPING, "AutoModelForCausalLM"),
         "masked": (MODEL_FOR_MASKED_LM_MAPPING, "AutoModelForMaskedLM"),
+        "encoder": (MODEL_MAPPING, "AutoModel"),
     }[kind]
     return _mapped(config, mapping, name)
 

@@ -113,18 +113,14 @@ def load_artefact(
     was trained on, UnsupportedError when it wants code of its own and that is not asked for.
     """
     folder, info = Path(folder), read_artefact_info(folder)
-    if info["base"]["trust_remote_code"] and not trust_remote_code:
-        raise UnsupportedError(
-            f"{str(folder)!r} needs code that comes with its base model {info['base']['name']!r}, which runs only when "
-            "asked for. Try trust_remote_code=True once you have read that code."
-        )
     whole = info["adapter"] in ("none", "head")
     if whole:
         known = info["base"]
+        _refuse_code(known, trust_remote_code)
         section = ModelSection(name=str(folder), kind=known["kind"], trust_remote_code=known["trust_remote_code"])
         facts = inspect_model(section)
     else:
-        facts = base_facts(info["base"], base)
+        facts = base_facts(info["base"], base, trust_remote_code=trust_remote_code)
     loaded = load_transformers(
         facts,
         form="head" if info["head"] else "text",
@@ -204,12 +200,14 @@ def save_whole(
             (folder / name).write_text(text, encoding="utf-8")
 
 
-def base_facts(known: Mapping[str, Any], base: str | None = None) -> ModelFacts:
+def base_facts(known: Mapping[str, Any], base: str | None = None, *, trust_remote_code: bool = False) -> ModelFacts:
     """Facts of the model that was trained, `known` as `ModelFacts.summary` gave them: where `base` says, else by its
     name then, else where it was then.
 
-    Raises MissingFileError when it is not there, RunError when it is not the same any more.
+    Raises MissingFileError when it is not there, RunError when it is not the same any more, UnsupportedError when it
+    brings code of its own: whether that may run is for the caller to say, never for the file that `known` is from.
     """
+    _refuse_code(known, trust_remote_code)
     section = ModelSection(
         name=base or known["name"],
         kind=known["kind"],
@@ -228,6 +226,14 @@ def base_facts(known: Mapping[str, Any], base: str | None = None) -> ModelFacts:
             "is another. Try the original model."
         )
     return replace(facts, name=known["name"])
+
+
+def _refuse_code(known: Mapping[str, Any], trusted: bool) -> None:
+    if known["trust_remote_code"] and not trusted:
+        raise UnsupportedError(
+            f"A model's own Python code runs only where that is asked for. {known['name']!r} brings some. "
+            "Try --trust-remote-code (in Python trust_remote_code=True) once you have read it."
+        )
 
 
 def add_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str = "default") -> PeftModel:

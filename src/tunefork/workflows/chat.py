@@ -27,6 +27,7 @@ class Chat:
     """A conversation with a run, with any chat model, or with a service's, which bills what is said.
 
     Temperature 0 is greedy; above it replies are drawn, by `seed`, from the model's whole distribution.
+    `trust_remote_code`: whether a model that brings its own Python code may run it.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class Chat:
         max_new_tokens: int = 256,
         seed: int = 0,
         device: str = "auto",
+        trust_remote_code: bool = False,
     ) -> None:
         self._hosted, self._section = _find_hosted(model)
-        self.trained = None if self._hosted is not None else _load(model, device)
+        self.trained = None if self._hosted is not None else _load(model, device, trust_remote_code)
         system = self._section.system if system is None else system
         self.temperature, self.max_new_tokens, self.seed = temperature, max_new_tokens, seed
         self.messages: list[Message] = [Message("system", system)] if system else []
@@ -140,11 +142,11 @@ def _require_chat(task: Task, model: str | Path) -> None:
         )
 
 
-def _load(model: str | Path, device: str) -> Trained:
+def _load(model: str | Path, device: str, trusted: bool) -> Trained:
     if is_trained(model) or (Path(model) / "recipe.yaml").is_file():  # a run without a model is refused in loading
-        trained = load_trained(model, device)
+        trained = load_trained(model, device, trust_remote_code=trusted)
         _require_chat(trained.task, model)
         return trained
-    section = ModelSection.model_validate({"name": str(model), "device": device})
+    section = ModelSection.model_validate({"name": str(model), "device": device, "trust_remote_code": trusted})
     task = make_task(TaskSection(name="chat"), DataSection(), "causal", ())
     return load_untrained(section, task, False)

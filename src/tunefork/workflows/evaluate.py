@@ -46,6 +46,7 @@ def evaluate(
     *,
     recipe: Recipe | Mapping[str, Any] | None = None,
     shots: int = 0,
+    trust_remote_code: bool = False,
     confirm: Callable[[Estimate], bool] = lambda estimate: False,
     on_answer: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
@@ -56,7 +57,8 @@ def evaluate(
 
     `model` is a run or exported folder, which knows its task; for any other model folder or hub name `recipe`
     says which task, and the model is asked without training, after up to `shots` answered rows of the recipe's train
-    file. Rows that a run was trained on are among its findings.
+    file. Rows that a run was trained on are among its findings. Code that a run's base brings runs where
+    `trust_remote_code` says so, that of another model also where the recipe does.
 
     Raises DataError when no row is usable, or more of them are bad or cut than the recipe's `data` allows; RunError
     for a run that kept no model.
@@ -74,7 +76,7 @@ def evaluate(
     if rows_at is None and run is None:
         raise RecipeError("`evaluate` needs labelled rows. Received none. Try --test rows.csv.")
     if is_trained(model) or run is not None:  # a run without a model is refused in loading
-        trained = load_trained(model, wanted.model.device if wanted else "auto")
+        trained = load_trained(model, wanted.model.device if wanted else "auto", trust_remote_code=trust_remote_code)
         section = wanted.evaluate if wanted else EvaluateSection()
         limits = (wanted.data if wanted else DataSection()).model_dump(include={"max_unusable", "max_cut"})
         own = trained.data.model_copy(update={**limits, "test": rows_at})
@@ -89,6 +91,8 @@ def evaluate(
     if wanted is None:
         raise RecipeError(f"{str(model)!r} is not a run, so the task must be given. Try --task classification.")
     name = wanted.model.model_copy(update={"name": str(model)})
+    if trust_remote_code:
+        name = name.model_copy(update={"trust_remote_code": True})
     hosted = find_model(str(model)) if is_hosted(str(model)) else None
     facts = None if hosted is not None else inspect_model(name)
     splits, findings = load_splits(

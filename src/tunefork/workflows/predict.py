@@ -48,6 +48,7 @@ def predict(
     *,
     device: str = "auto",
     overwrite: bool = False,
+    trust_remote_code: bool = False,
     confirm: Callable[[Estimate], bool] = lambda estimate: False,
 ) -> Predictions:
     """Predicts every row of `file` and writes it, with its own columns first, to `out`.
@@ -58,7 +59,7 @@ def predict(
     `out` defaults to `NAME.predicted.EXT` beside the file; one that is there is refused unless `overwrite`. A row that
     cannot be used keeps its place, with the reason in `prediction_missing_because`; one that cannot be read has no
     other values. Labels are not needed, and not looked at. Where the file has a column of one of the new names already,
-    all new ones end in `_2` (`_3` …).
+    all new ones end in `_2` (`_3` …). `trust_remote_code`: whether a base that brings its own Python code may run it.
     """
     rows, findings = read_rows(str(file), unreadable=True)
     file = Path(file)
@@ -69,7 +70,7 @@ def predict(
             "Try another --out."
         )
     check_target(target, overwrite)
-    asked = _hosted(run, confirm) or _local(run, device)
+    asked = _hosted(run, confirm) or _local(run, device, trust_remote_code)
     task, lenient = asked.task, asked.data
     readable = [row for row in rows if not row.unreadable]
     laid_out, more = apply_layout(readable, lenient.layout, lenient.fields, answers=False)
@@ -107,8 +108,8 @@ class _Asked:
     answer: Callable[[Sequence[Example]], tuple[list[Prediction], list[Finding], Mapping[str, str]]]
 
 
-def _local(run: str | Path, device: str) -> _Asked:
-    trained = load_trained(run, device)
+def _local(run: str | Path, device: str, trusted: bool) -> _Asked:
+    trained = load_trained(run, device, trust_remote_code=trusted)
     task, renderer, lenient = trained.task, trained.renderer, trained.data.model_copy(update=_LENIENT)
 
     def answer(examples: Sequence[Example]) -> tuple[list[Prediction], list[Finding], Mapping[str, str]]:

@@ -19,7 +19,7 @@ from tunefork.zo.directions.lora_file import Factors, lora_factors, no_lora_file
 from tunefork.zo.engine import Engine, Step, Uninterrupted
 from tunefork.zo.estimators import ESTIMATORS
 from tunefork.zo.measured import Objective
-from tunefork.zo.options import check_numbers, options_of
+from tunefork.zo.options import check_numbers, check_seed, logged_options, options_of
 from tunefork.zo.probes import BatchProbe, ClosureProbe, LossFn, Probe, Stacking
 from tunefork.zo.rows import Rows, TensorRows
 from tunefork.zo.sites import choose, fingerprint
@@ -69,13 +69,13 @@ class ZO(torch.optim.Optimizer):
     ) -> None:
         given = {k: v for k, v in (("lr", lr), ("epsilon", epsilon)) if v is not None}
         self.options = o = options_of(preset, {**changes, **given})
-        self.model, self.preset, self.seed = model, preset, seed
+        self.model, self.preset, self.seed = model, preset, check_seed(seed)
         self.sites = choose(model, o.train, o.also, matrices=o.direction == "low_rank")
         super().__init__(
             [site.parameter for site in self.sites],
             {"lr": o.lr, "epsilon": o.epsilon, "weight_decay": o.weight_decay},
         )
-        self.parts = build(self.sites, o.direction, rank=o.rank, max_rank=o.max_rank, queries=o.queries, seed=seed)
+        self.parts = build(self.sites, o.direction, rank=o.rank, max_rank=o.max_rank, queries=o.queries, seed=self.seed)
         self.stacking = Stacking(self.sites[0].parameter.device, o.stack)
         self.engine = Engine(
             model, self.parts, ESTIMATORS[o.estimator], Updates(o.rule), queries=o.queries, split=o.rows == "split"
@@ -107,12 +107,13 @@ class ZO(torch.optim.Optimizer):
         reader = trajectory if isinstance(trajectory, Reader) else Reader(trajectory)
         header = reader.header
         step = reader.steps if step is None else step
-        if not 0 <= step <= reader.steps:
+        if step not in range(reader.steps + 1):
             raise TrajectoryError(
-                f"`step` must be from 0 to {reader.steps:,}, the steps that {reader.path} has. Received {step:,}. "
+                f"`step` must be from 0 to {reader.steps:,}, the steps that {reader.path} has. Received {step!r}. "
                 "Try leaving it out."
             )
-        found = cls(model, seed=header.run["seed"], **header.run["options"])
+        seed, options = logged_options(header.run)
+        found = cls(model, seed=seed, **options.to_dict())
         difference = header.difference(replace(header, run={**header.run, **found._identity()}))
         if difference:
             found.detach()
@@ -122,7 +123,7 @@ class ZO(torch.optim.Optimizer):
             )
         if learned is not None:
             found.load_learned(learned)
-        replay(found.engine, reader.records(found.steps, step))
+        replay(found.engine, reader.records(found.steps, int(step)))
         return found
 
     def _identity(self) -> dict[str, Any]:
@@ -255,7 +256,6 @@ class ZO(torch.optim.Optimizer):
                 the last eight batches or so. Where a step has few rows, eight in turn make lr depend little on which
                 they are; in a long run one now and then has it follow how the loss bends later.
         """
-
         if epsilon is not None:
             check_numbers(epsilon=epsilon)
 

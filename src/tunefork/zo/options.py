@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from importlib.resources import files
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import yaml
@@ -60,11 +60,19 @@ class Options:
         _hold(
             "stack", self.stack, self.stack is None or _whole(self.stack, 1), "a whole number from 1, or null", "null"
         )
+        for name, names in (
+            ("train", [self.train] if isinstance(self.train, str) else self.train),
+            ("also", self.also),
+        ):
+            listed = isinstance(names, Sequence) and all(isinstance(entry, str) for entry in names)
+            _hold(name, names, listed, "names of parameters or modules", "a list of strings")
         check_numbers(self.lr, self.epsilon, self.weight_decay)
-        _hold("beta", self.beta, 0 <= self.beta < 1, "in [0, 1)", "0.99")
-        _hold("momentum", self.momentum, 0 <= self.momentum <= 0.99, "in [0, 0.99]", "0.9")
-        _hold("clip", self.clip, self.clip is None or self.clip > 0, "above 0, or null", "null")
-        _hold("clip_rms", self.clip_rms, self.clip_rms is None or self.clip_rms > 0, "above 0, or null", "3")
+        _hold("beta", self.beta, _between(self.beta, 0, 1), "in [0, 1)", "0.99")
+        momentum = _between(self.momentum, 0, 1) and self.momentum <= 0.99
+        _hold("momentum", self.momentum, momentum, "in [0, 0.99]", "0.9")
+        for name, bound, attempt in (("clip", self.clip, "null"), ("clip_rms", self.clip_rms, "3")):
+            holds = bound is None or (isinstance(bound, Real) and bound > 0)
+            _hold(name, bound, holds, "a number above 0, or null", attempt)
         std_works = self.normaliser != "std" or self.queries > 1
         _hold("normaliser", self.normaliser, std_works, "none or rms where `queries` is 1", "rms")
 
@@ -125,6 +133,22 @@ def options_of(preset: str, changes: Mapping[str, Any]) -> Options:
     for key in chosen:
         _among("an option", key, names)
     return Options(**chosen)
+
+
+def check_seed(seed: Any) -> int:
+    """The seed as an int. Raises ValueError for what is none: noise depends on all of it."""
+    _hold("seed", seed, isinstance(seed, Integral) and not isinstance(seed, bool), "a whole number", "0")
+    return int(seed)
+
+
+def logged_options(run: Mapping[str, Any]) -> tuple[int, Options]:
+    """Seed and options that a trajectory's `run` names. Raises ValueError where it does not."""
+    try:
+        return check_seed(run["seed"]), Options(**run["options"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"A trajectory must name its seed and options. Received none that can be used: {error}"
+        ) from None
 
 
 def check_numbers(lr: float = 0.0, epsilon: float = 1.0, weight_decay: float = 0.0) -> None:

@@ -93,8 +93,13 @@ def choose(model: torch.nn.Module, train: Train, also: Sequence[str], *, matrice
             `auto` is `blocks` for low-rank directions (`matrices`) on a model without PEFT's wrapper, else `trainable`.
         also: names added to that: embeddings, norms, biases, an output layer.
 
-    Raises ValueError where a name means nothing or nothing is left to train.
+    Raises ValueError where a name means nothing or nothing is left to train, TypeError for what is no module.
     """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(
+            f"The model itself must be given, a torch.nn.Module: it is run. Received {type(model).__name__}. "
+            "Try ZO(model)."
+        )
     sites = all_sites(model)
     if train == "auto":
         train = "blocks" if matrices and not type(model).__module__.startswith("peft.") else "trainable"

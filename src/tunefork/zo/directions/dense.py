@@ -158,7 +158,8 @@ class Dense:
                 if buffer.numel() >= weight.numel():
                     return buffer
                 break  # too small: a larger one takes its place
-        return weight.detach().new_empty(weight.numel())
+        with torch.inference_mode(False):  # what is made inside could not be used again outside
+            return weight.detach().new_empty(weight.numel())
 
     def apply(self, terms: Sequence[Term]) -> None:
         for parameter in self.parameters:

@@ -111,13 +111,32 @@ def read_header(file: BinaryIO, source: object) -> tuple[Header, bytes]:
     seal = file.read(4)
     if len(seal) < 4 or zlib.crc32(start + text).to_bytes(4, "little") != seal:
         raise TrajectoryError(f"A trajectory's header must be whole. The one of {source} is damaged. Try a copy of it.")
-    header = Header(**json.loads(text))
+    header = _parsed(text)
+    if header is None:
+        raise TrajectoryError(
+            f"A trajectory's header must say what this format asks. The one of {source} does not. Try the file that "
+            "Tunefork wrote."
+        )
     if header.noise != NOISE_VERSION:
         raise TrajectoryError(
             f"A trajectory's noise must be of version {NOISE_VERSION}. {source} has version {header.noise}. "
             "Try the Tunefork that wrote it."
         )
     return header, start + text + seal
+
+
+def _parsed(text: bytes) -> Header | None:
+    try:
+        header = Header(**json.loads(text))
+    except (ValueError, TypeError, RecursionError):  # no JSON, no object, or other keys
+        return None
+    counts = (header.queries, header.window, header.start, header.steps, header.noise)
+    if not all(type(count) is int for count in counts):
+        return None
+    right = 1 <= header.queries < 1 << 16 and 1 <= header.window < 1 << 16 and header.start >= 0 and header.steps >= 0
+    return (
+        header if right and all(isinstance(m, dict) for m in (header.run, header.environment, header.about)) else None
+    )
 
 
 def encode_record(

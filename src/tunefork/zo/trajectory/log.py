@@ -156,10 +156,17 @@ class Trajectory(Reader):
         self.sync()
 
     def append(self, loss: float, gradients: np.ndarray, terms: Sequence[Term]) -> None:
-        """Writes the next step's record. Where the disk is full, raises OSError and leaves the file as it was."""
+        """Writes the next step's record.
+
+        Raises OSError where the disk is full, TrajectoryError where another has written here; the file stays as it was.
+        """
         data = encode_record(self.header, self._seal, self.steps, loss, gradients, terms)
         end = self._offset(self.steps)
-        self._file.seek(end)
+        if self._file.seek(0, os.SEEK_END) != end:
+            raise TrajectoryError(
+                f"A trajectory must have one writer. {self.path} has been written to since step {self.steps} by "
+                "another. Try a file for each."
+            )
         try:
             if self._file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
