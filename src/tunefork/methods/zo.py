@@ -166,9 +166,10 @@ def put_start(model: torch.nn.Module, trajectory: Reader) -> None:
 
 def _changes(section: ZoSection, adapter: str) -> dict[str, Any]:
     """What a recipe changes in its preset. Adapters and heads get dense directions: small, and not matrices alone."""
-    changes = dict(preset_of(section.preset).metric) if section.objective != _LOSS else {}
+    preset = preset_of(section.preset)
+    changes = dict(preset.metric) if section.objective != _LOSS else {}
     changes |= {axis: value for axis in _AXES if (value := getattr(section, axis)) is not None}
-    if adapter not in ("none", "qlora", "auto"):
+    if adapter not in ("none", "qlora", "auto") and preset.options["direction"] == "low_rank":
         changes.setdefault("direction", "rademacher")
     return changes
 
