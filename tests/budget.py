@@ -1,9 +1,9 @@
-"""Line budget of src: a file under 400 lines, all of it under 30,400. Raised only with the reason in the commit."""
+"""Line budget of src: a file under 400 lines, all of it under 30,700. Raised only with the reason in the commit."""
 
 import sys
 from pathlib import Path
 
-FILE, TOTAL = 400, 30_400
+FILE, TOTAL = 400, 30_700
 
 counts = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sorted(Path("src").rglob("*.py"))}
 too_long = {path: lines for path, lines in counts.items() if lines > FILE}

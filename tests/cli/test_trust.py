@@ -11,7 +11,9 @@ from tests.cli.places import Place
 from tests.cli.scenes import Command, reviews
 
 OWN = """
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+class OwnTokenizer(PreTrainedTokenizerFast):
+    pass
 class OwnConfig(LlamaConfig):
     model_type = "own-thing"
 class OwnModel(LlamaForCausalLM):
@@ -20,13 +22,16 @@ class OwnModel(LlamaForCausalLM):
 
 
 def base_with_code(place: Place) -> Path:
-    """A tiny Llama under the name of a class that only the file beside it defines."""
+    """A tiny Llama under the name of classes that only the file beside it defines."""
     folder = place.model()
     (folder / "own.py").write_text(OWN)
     classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "own-thing", "architectures": ["OwnModel"], "auto_map": classes}
     (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    tokenizer |= {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     return folder
 
 

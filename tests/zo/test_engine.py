@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from transformers import BatchEncoding
 
 from tests.zo.conftest import (
     Batch,
@@ -267,6 +274,116 @@ def test_what_cannot_be_stacked_is_found_out() -> None:
     opt.step_batch(lambda m, b: m(b), x)
     assert opt.mode.startswith("side after side: in one pass losses are off by")
     assert opt.last is not None and opt.last.gradients[0] == slope(*ends)
+
+
+def in_batch_negatives(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """A contrastive loss: each row's depends on all others."""
+
+    def embedded(ids: torch.Tensor) -> torch.Tensor:
+        hidden = model.model(input_ids=ids).last_hidden_state.mean(1)  # pyright: ignore
+        return torch.nn.functional.normalize(hidden.float(), dim=-1)
+
+    alike = embedded(batch["input_ids"]) @ embedded(batch["input_ids"].flip(1)).T / 0.05
+    return torch.nn.functional.cross_entropy(alike, torch.arange(len(alike)), reduction="none")
+
+
+def test_rows_that_see_each_other_are_not_stacked(batch: Batch) -> None:
+    found = []
+    for stack in (None, 1):
+        opt = ZO(tiny_net("llama"), lr=0.0, stack=stack)
+        opt.step_batch(in_batch_negatives, batch)
+        assert opt.last is not None
+        found.append(opt.last.gradients)
+        assert stack == 1 or opt.mode.startswith("side after side: a row's loss depends on others")
+    assert np.array_equal(*found)
+
+
+def test_each_loss_must_prove_that_it_can_be_stacked(batch: Batch) -> None:
+    def of_a_batch(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        return row_losses(model, batch) * 4 / len(batch["input_ids"])
+
+    opt, alone = ZO(tiny_net("llama"), lr=0.0), ZO(tiny_net("llama"), lr=0.0, stack=1)
+    for made_anew in range(3):
+        opt.step_batch(partial(lambda scale, m, b: scale * row_losses(m, b), 1 + 0 * made_anew), batch)
+        assert opt.mode == "both sides in one pass" and opt.last is not None
+        assert (opt.last.forwards == 16 * len(batch["input_ids"])) == (made_anew > 0)  # proven once
+        alone.step_batch(row_losses, batch)
+    for one in (opt, alone):
+        one.step_batch(of_a_batch, batch)
+    assert opt.last is not None and alone.last is not None
+    assert opt.mode.startswith("side after side") and np.array_equal(opt.last.gradients, alone.last.gradients)
+
+
+def test_a_loss_that_is_not_finite_proves_nothing(batch: Batch) -> None:
+    opt, bad = ZO(tiny_net("llama"), lr=0.0), [True]
+
+    def losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        return row_losses(model, batch) * (torch.nan if bad[0] else 1.0)
+
+    with pytest.raises(FloatingPointError):
+        opt.step_batch(losses, batch)
+    bad[0] = False
+    opt.step_batch(losses, batch)
+    assert opt.mode == "both sides in one pass"
+
+
+class Keeps(torch.nn.Module):
+    """A layer that keeps a running mean and what it computed last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.out = torch.nn.Linear(6, 6), torch.nn.Linear(6, 3)
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.inside(x).tanh()
+        self.mean = 0.9 * self.mean + 0.1 * hidden.detach().mean(0)
+        self.last = hidden
+        return self.out(hidden)
+
+
+def test_a_module_that_keeps_what_it_computes_is_not_mapped() -> None:
+    torch.manual_seed(0)
+    model, x, y = Keeps(), torch.randn(8, 6), torch.randint(3, (8,))
+    opt = ZO(model, queries=2, estimator="two_sided", lr=1e-2, epsilon=EPSILON)
+    for _ in range(2):
+        opt.step(lambda: torch.nn.functional.cross_entropy(model(x), y))
+        assert opt.mode.startswith(
+            "side after side: torch.func.vmap refuses the closure: a module keeps what it computes"
+        )
+    assert model.mean.shape == (6,) and float(model.mean.abs().sum()) > 0
+    model(x)
+    copy.deepcopy(model.state_dict())
+
+
+@dataclass
+class Rows:
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    label: torch.Tensor
+    name: str = "rows"
+
+
+@pytest.mark.parametrize("made", [BatchEncoding, lambda batch: Rows(**batch), MappingProxyType, dict])
+def test_a_batch_stays_of_its_kind(made: Any, batch: Batch) -> None:
+    def losses(model: torch.nn.Module, given: Any) -> torch.Tensor:
+        if isinstance(given, BatchEncoding | Rows):
+            return row_losses(model, {"input_ids": given.input_ids, "attention_mask": given.attention_mask})
+        return row_losses(model, dict(given))
+
+    opt, plain = ZO(tiny_net("llama"), lr=0.0), ZO(tiny_net("llama"), lr=0.0)
+    opt.step_batch(losses, made(batch))
+    plain.step_batch(row_losses, batch)
+    assert opt.mode == "both sides in one pass"
+    assert opt.last is not None and plain.last is not None
+    assert np.array_equal(opt.last.gradients, plain.last.gradients)
+
+
+def test_a_finite_loss_whose_step_is_not_finite_is_refused(batch: Batch, tmp_path: Path) -> None:
+    with ZO(tiny_net("llama"), lr=1e5, trajectory=tmp_path / "t") as opt:
+        with pytest.raises(FloatingPointError, match="What a step adds must be finite"):
+            opt.step_batch(lambda m, b: row_losses(m, b).double() * 1e37, batch)
+        assert opt.steps == 0 and not bool(opt.learned()["0/factors"].any())
 
 
 ONE_SIDED = [{"rows": "split"}, {"rows": "shared"}]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Trainer, TrainingArguments
 
 from tests.zo.conftest import batch_of, bits, same_bits, tiny_net
@@ -91,6 +91,67 @@ def test_the_best_checkpoint_is_loaded(tmp_path: Path) -> None:
     run.train()
     evaluations = [entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry]
     assert run.evaluate()["eval_loss"] == pytest.approx(min(evaluations), rel=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "also"), [("llama", ["model.norm"]), ("llama", ["lm_head"]), ("gpt2", ["lm_head"])])
+def test_what_a_lora_file_cannot_hold_is_saved_in_the_model(kind: str, also: list[str], tmp_path: Path) -> None:
+    whole = trainer(kind, tmp_path / "a", zo={"also": also})
+    whole.train()
+    ids = rows_for("llama")[0]["input_ids"][None]
+    with torch.no_grad():
+        want = whole.model.eval()(ids).logits
+        whole.save_model(str(tmp_path / "out"))
+        again = type(whole.model).from_pretrained(tmp_path / "out").eval()
+        assert torch.allclose(again(ids).logits, want, atol=1e-5)
+        assert not torch.allclose(tiny_net(kind).eval()(ids).logits, want, atol=1e-2)
+    half = trainer(kind, tmp_path / "b", save_strategy="steps", save_steps=3, zo={"also": also})
+    half.train()
+    again = trainer(kind, tmp_path / "b", zo={"also": also})
+    again.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))
+    assert all(torch.equal(v, whole.zo.learned()[k]) for k, v in again.zo.learned().items())  # pyright: ignore
+
+
+def test_the_best_checkpoint_of_several_kinds_of_direction_is_loaded(tmp_path: Path) -> None:
+    changes = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 2, "eval_steps": 2}
+    run = trainer("bert", tmp_path, load_best_model_at_end=True, zo={"also": ["bert.pooler"]}, **changes)
+    run.train()
+    evaluations = [entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry]
+    assert run.evaluate()["eval_loss"] == pytest.approx(min(evaluations), rel=1e-5)
+
+
+def test_without_the_optimizers_state_a_checkpoint_has_what_was_learned(tmp_path: Path) -> None:
+    half = trainer("llama", tmp_path, 3, save_strategy="steps", save_steps=3, save_only_model=True)
+    half.train()
+    again = trainer("llama", tmp_path, 4)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert again.zo is not None and half.zo is not None and again.zo.steps == 4
+    third, fourth = half.zo.learned()["0/factors"], again.zo.learned()["0/factors"]
+    visited = fourth.abs().sum(1) > 0
+    assert int(visited.sum()) > int((third.abs().sum(1) > 0).sum())  # a base more than after three steps
+    assert torch.allclose(third[third.abs().sum(1) > 0], fourth[third.abs().sum(1) > 0], atol=0.1)
+
+
+def test_a_model_that_peft_wraps_is_saved_with_what_was_learned(tmp_path: Path) -> None:
+    def wrapped(steps: int, folder: Path, **changes: Any) -> ZOTrainer:
+        run = trainer("llama", folder, steps, **changes)
+        torch.manual_seed(0)
+        run.model = get_peft_model(
+            tiny_net("llama"), LoraConfig(r=8, target_modules=["q_proj"], init_lora_weights=False)
+        )
+        return run
+
+    whole = wrapped(4, tmp_path / "a")
+    whole.train()
+    half = wrapped(4, tmp_path / "b", save_strategy="steps", save_steps=2)
+    half.train()
+    again = wrapped(4, tmp_path / "b")
+    again.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-2"))
+    assert all(torch.equal(v, whole.zo.learned()[k]) for k, v in again.zo.learned().items())  # pyright: ignore
+    ids = rows_for("llama")[0]["input_ids"][None]
+    whole.save_model(str(tmp_path / "out"))
+    with torch.no_grad():
+        plain = PeftModel.from_pretrained(tiny_net("llama"), str(tmp_path / "out")).eval()
+        assert torch.allclose(plain(ids).logits, whole.model.eval()(ids).logits, atol=1e-5)
 
 
 def test_what_is_saved_is_an_adapter(tmp_path: Path) -> None:

@@ -167,6 +167,23 @@ def test_calibration_chooses_an_epsilon_at_which_answers_change_and_learns_nothi
     assert opt.last is not None and np.mean(opt.last.gradients != 0) >= 0.5
 
 
+@pytest.mark.parametrize("name", ["macro_f1", "qwk"])
+def test_more_batches_bring_the_rates_of_different_seeds_together(name: str) -> None:
+    first, eighth = [], []
+    for seed in range(6):
+        model = tiny_net("bert")
+        before, opt = bits(model), ZO(model, queries=4, estimator="two_sided", rows="split", seed=seed)
+        found = opt.calibrate(row_losses, batch_of(rows=24, seed=100 * seed), objective=objective(name))
+        first.append(found.lr)
+        for more in range(1, 8):
+            batch, epsilon = batch_of(rows=24, seed=100 * seed + more), found.epsilon
+            found = opt.calibrate(row_losses, batch, objective=objective(name), before=found)
+            assert (found.batches, found.epsilon) == (more + 1, epsilon) and found.forwards > 0
+        eighth.append(found.lr)
+        assert same_bits(before, bits(model)) and opt.param_groups[0]["lr"] == found.lr
+    assert max(eighth) / min(eighth) < 0.6 * max(first) / min(first)
+
+
 def test_calibration_says_where_no_probe_changes_an_answer() -> None:
     opt = ZO(tiny_net("bert"), queries=4, estimator="two_sided", rows="split")
     with pytest.raises(ArithmeticError, match="no answer changes"):

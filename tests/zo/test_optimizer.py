@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import re
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from peft import PeftModel
 
 from tests.zo.conftest import Batch, batch_of, bits, row_losses, same_bits, tiny_net
-from tunefork.zo import ZO, Reader, TrajectoryError, options_of, presets
+from tunefork.zo import ZO, Reader, TrajectoryError, options_of, presets, release
 from tunefork.zo.trajectory import Header
 
 
@@ -276,6 +278,156 @@ def test_steps_inside_and_outside_of_inference_mode_are_the_same(
                 opt.step(lambda model=model: model(batch["input_ids"], labels=batch["input_ids"]).loss)
         found.append(opt.learned())
     assert all(torch.equal(found[0][name], other[name]) for other in found[1:] for name in found[0])
+
+
+@pytest.mark.parametrize("direction", ["low_rank", "rademacher"])
+def test_made_inside_of_inference_mode_it_steps_outside(direction: str, batch: Batch) -> None:
+    found = []
+    for inside in (False, True):
+        model = tiny_net("llama").bfloat16()
+        with torch.inference_mode(inside):
+            opt = ZO(model, direction=direction, queries=1, estimator="two_sided", lr=1e-3)
+        opt.step_batch(row_losses, batch)
+        found.append(opt.learned())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize("name", ["seed", "base", "options", "parameters"])
+def test_what_identifies_a_run_is_not_the_callers_to_set(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"must not be named base, options, parameters, seed.* Received {name}\."):
+        ZO(tiny_net("llama"), trajectory=tmp_path / "t", run={name: 7})
+    assert not (tmp_path / "t").exists()
+
+
+def test_what_is_no_json_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrajectoryError, match="must be JSON"):
+        ZO(tiny_net("llama"), trajectory=tmp_path / "t", run={"when": object()})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_may_be_numpys(batch: Batch, tmp_path: Path) -> None:
+    numbers = {"queries": np.int64(2), "rank": np.int32(2), "max_rank": np.int64(8), "clip": np.float32(1)}
+    opt = ZO(tiny_net("llama"), lr=np.float32(1e-3), trajectory=tmp_path / "t", **numbers)
+    opt.step_batch(row_losses, batch)
+    torch.save(opt.state_dict(), tmp_path / "state")
+    assert torch.load(tmp_path / "state", weights_only=True)["options"]["queries"] == 2
+    with pytest.raises(ValueError, match="`clip` must be a number above 0"):
+        ZO(tiny_net("gpt2"), clip=float("inf"))
+
+
+def test_a_header_that_differs_from_its_options_is_refused(tmp_path: Path) -> None:
+    with ZO(tiny_net("llama"), queries=3, trajectory=tmp_path / "t"):
+        pass
+    header = replace(Reader(tmp_path / "t").header, queries=5)
+    (tmp_path / "t").write_bytes(header.encode())
+    with pytest.raises(TrajectoryError, match="`queries` 5 there, 3 here"):
+        ZO.from_trajectory(tiny_net("llama"), tmp_path / "t")
+
+
+def test_a_trajectory_stays_where_it_was_opened(batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    trained("llama", batch, 3, trajectory="t")[1].detach()
+    opt = ZO(tiny_net("llama"), queries=2, lr=0.02, rank=2, max_rank=8, trajectory="t")
+    monkeypatch.chdir(tmp_path / "other")
+    assert opt.catch_up() == 3
+
+
+def test_a_trajectory_needs_a_folder(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none" / "t"):
+        with pytest.raises(TrajectoryError, match="must be a file in a folder that is there"):
+            ZO(tiny_net("llama"), trajectory=path)
+
+
+def test_64_bit_weights_keep_their_bits(batch: Batch) -> None:
+    model = tiny_net("llama").double()
+    before, opt = bits(model), ZO(model, lr=0.0)
+    opt.step_batch(lambda m, b: row_losses(m, b).float(), batch)
+    opt.finish()
+    assert same_bits(before, bits(model))
+
+
+@pytest.mark.parametrize("direction", ["low_rank", "rademacher"])
+def test_a_copy_of_the_model_is_left_alone(direction: str, batch: Batch, tmp_path: Path) -> None:
+    model, opt = trained("llama", batch, direction=direction)
+    with pytest.warns(UserWarning, match="A copy of a model under ZO is of its base"):
+        kept = copy.deepcopy(model)
+    with pytest.warns(UserWarning, match="A copy of a model under ZO is of its base"):
+        torch.save(model, tmp_path / "model")
+    then = logits(kept, batch)
+    for _ in range(3):
+        opt.step_batch(row_losses, batch)
+    again = torch.load(tmp_path / "model", weights_only=False)
+    assert torch.equal(logits(kept, batch), then) and torch.equal(logits(again, batch), then)
+    if direction == "low_rank":
+        assert torch.equal(then, logits(tiny_net("llama"), batch))
+        ZO(kept).step_batch(row_losses, batch)  # nothing of the first is on it
+
+
+def test_a_lost_optimizer_can_be_taken_off(batch: Batch) -> None:
+    model = tiny_net("llama")
+
+    def lost() -> None:
+        ZO(model, lr=1.0).step_batch(row_losses, batch)
+
+    lost()
+    with pytest.raises(ValueError, match=r"tunefork\.zo\.release\(model\)"):
+        ZO(model)
+    release(model)
+    assert torch.equal(logits(model, batch), logits(tiny_net("llama"), batch))
+    ZO(model).step_batch(row_losses, batch)
+
+
+def test_a_constructor_that_raises_leaves_the_model_free() -> None:
+    model = tiny_net("llama")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="no LoRA file"):
+            ZO(model, also=["model.norm"])
+    ZO(model).detach()
+
+
+def test_a_tied_parameter_has_both_names() -> None:
+    with pytest.warns(UserWarning, match=r"because of transformer\.wte\.weight changed in place"):
+        opt = ZO(tiny_net("gpt2"), also=["lm_head"])
+    assert "transformer.wte.weight" in [site.name for site in opt.sites]
+
+
+def test_schedules_see_the_steps_of_a_batch(batch: Batch) -> None:
+    opt = ZO(tiny_net("llama"))
+    schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opt.step_batch(row_losses, batch)
+        schedule.step()
+
+
+class Numbered(torch.nn.Module):
+    """Blocks whose layers are named by numbers, as those of `Sequential` are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layers = [
+            torch.nn.Sequential(torch.nn.Linear(12, 20), torch.nn.GELU(), torch.nn.Linear(20, 12)) for _ in range(3)
+        ]
+        self.layers = torch.nn.ModuleList(layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+def test_the_adapter_of_numbered_layers_is_read_by_plain_peft(tmp_path: Path) -> None:
+    model, x = Numbered(), torch.randn(5, 12)
+    opt = ZO(model, lr=0.1)
+    for _ in range(4):
+        opt.step_batch(lambda m, b: (m(b) - 1).square().mean(1), x)
+    want = model(x)
+    opt.finish(tmp_path / "adapter")
+    found = PeftModel.from_pretrained(Numbered(), tmp_path / "adapter")(x)
+    assert torch.allclose(found, want, atol=1e-5) and not torch.allclose(found, model(x), atol=1e-3)
 
 
 def test_presets_are_data() -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import struct
+import subprocess
 import sys
 import time
 import zlib
@@ -286,6 +287,26 @@ def test_a_second_writer_is_refused_and_the_file_replays_to_the_first(tmp_path: 
         assert (tmp_path / "t").read_bytes() == whole
         first.append(*made_up(HEADER, 2))
     check(Reader(tmp_path / "t"), 3)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no flock")
+def test_another_process_is_no_second_writer(tmp_path: Path) -> None:
+    code = (
+        "import sys; from tunefork.zo import Trajectory, Reader\n"
+        "header = Reader(sys.argv[1]).header\n"
+        "Trajectory(sys.argv[1], header)"
+    )
+    with Trajectory(tmp_path / "t", HEADER) as log:
+        log.append(*made_up(HEADER, 0))
+        whole = (tmp_path / "t").read_bytes()
+        with (tmp_path / "t").open("ab") as file:
+            file.write(b"half a record")  # that a second opener would cut off
+        command = [sys.executable, "-c", code, str(tmp_path / "t")]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        assert said.returncode and "is another process's" in said.stderr
+        assert (tmp_path / "t").read_bytes() == whole + b"half a record"
+    assert subprocess.run(command, timeout=600, check=False).returncode == 0
+    check(Reader(tmp_path / "t"), 1)
 
 
 def test_a_changed_environment_is_told(tmp_path: Path) -> None:

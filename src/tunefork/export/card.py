@@ -17,6 +17,7 @@ from tunefork.evaluate.trained import Trained
 from tunefork.export.proof import Proof
 from tunefork.export.snippet import Artefact, model_class, snippet
 from tunefork.models.artefact import ArtefactInfo, base_facts
+from tunefork.models.source import EMBEDDED
 
 _PIPELINES = {
     "AutoModelForSequenceClassification": "text-classification",
@@ -42,7 +43,7 @@ def render_card(
         _summary(base, info, trained, words.system_name(result["recipe"]), to, dtype),
         _licence(base, licence),
         "## How to use it\n",
-        _usage(to, info["adapter"], code, where),
+        _usage(to, info["adapter"], code, EMBEDDED if info["base"]["name"] == EMBEDDED else where),
         "## How good it is\n",
         _metrics(result),
         *(["## Proof of the merge\n", _proof(proof)] if proof is not None else []),

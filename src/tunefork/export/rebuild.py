@@ -55,6 +55,7 @@ def rebuild_artefact(
         tokenizer = load_tokenizer(facts)
         renderer = Renderer(tokenizer, facts.kind, task, rendering["max_length"], rendering["task"]["chat_template"])
         wanted, dtype = rendering["rendering"]["fingerprint"], rendering["dtype"]
+        section = ModelSection.model_validate({"device": device, "dtype": dtype})
     except (KeyError, TypeError, AttributeError, ValidationError) as error:
         raise RunError(
             f"A trajectory must say how its run asked which model. {trajectory.path} does not, as of here: "
@@ -66,7 +67,7 @@ def rebuild_artefact(
             "Try the original model's folder."
         )
     on_begin()
-    place, _ = choose_device(ModelSection.model_validate({"device": device, "dtype": dtype}))
+    place, _ = choose_device(section)
     nothing = torch.zeros(1, 1, dtype=torch.int64)
     model = load_model(
         facts,

@@ -267,7 +267,8 @@ class ZerothOrder:
         if last.forwards and not self.told:
             self.told = True
             what = "Losses are evaluated" if self.objective is None else "The objective is evaluated"
-            notes = (*notes, f"{what} with {self.optimizer.mode}.")
+            mode = self.optimizer.mode
+            notes = (*notes, f"{what} {'with ' if mode.startswith('both') else ''}{mode}.")
         scalars = {
             "learning_rate": rate,
             "projected_gradient": float(np.sqrt(np.mean(np.square(last.gradients)))),
@@ -305,7 +306,8 @@ class ZerothOrder:
     def _calibrating(self) -> bool:
         if self.found is None or not self.calibrates:
             return self.calibrates
-        return self.objective is None and (self.found.batches < BATCHES or self.optimizer.steps % CALIBRATE_EVERY == 0)
+        later = self.objective is None and self.optimizer.steps % CALIBRATE_EVERY == 0
+        return self.found.batches < BATCHES or later
 
     def state(self) -> dict[str, torch.Tensor]:
         found = [] if self.found is None else [getattr(self.found, name) for name in _MEASURED]

@@ -131,7 +131,7 @@ def load_artefact(
         seed=0,
     )
     model = _restored_head(loaded, info, dtype) if whole else add_adapter(loaded.model, folder)
-    tokenizer = load_tokenizer(facts) if whole else artefact_tokenizer(folder)
+    tokenizer = load_tokenizer(facts) if whole else artefact_tokenizer(folder, facts.trust_remote_code)
     return model.requires_grad_(False).eval(), tokenizer, facts
 
 
@@ -262,10 +262,10 @@ def add_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str = "d
     return model
 
 
-def artefact_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def artefact_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """The tokenizer that was kept with an adapter. Raises MissingFileError where there is none."""
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise MissingFileError(f"An adapter's folder must hold its tokenizer. Received {str(folder)!r} without one.")
     return tokenizer

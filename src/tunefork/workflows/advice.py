@@ -111,4 +111,6 @@ def _doubt(cell: Cell, metric: str) -> str:
     against = cell.against_best_baseline
     if against is None or (against["clear"] and (against["difference"] > 0) == words.higher_is_better(metric)):
         return ""
+    if against["clear"]:
+        return f" But the baseline {against['baseline']} is clearly better."
     return f" But it is not clearly better than the baseline {against['baseline']}."

@@ -1,6 +1,7 @@
 """Zeroth-order fine-tuning: train in the memory it takes to run. Imports nothing else of this package."""
 
 from tunefork.zo.calibrate import Calibration
+from tunefork.zo.directions import release
 from tunefork.zo.engine import Step
 from tunefork.zo.measured import Objective
 from tunefork.zo.optimizer import ZO
@@ -26,5 +27,6 @@ __all__ = [
     "ZOTrainerMixin",
     "options_of",
     "presets",
+    "release",
     "replay",
 ]

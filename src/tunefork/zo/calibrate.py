@@ -100,18 +100,31 @@ def refined(found: Calibration, engine: Engine, make_probe: Callable[[], Probe],
     slopes, bend, _, forwards = _along(engine, make_probe, LAST - found.batches * _DIRECTIONS, (found.epsilon,))
     if not (np.isfinite(bend).all() and np.isfinite(slopes).all()):
         raise FloatingPointError(f"The loss must be finite near the weights. Received one that is not: {bend[0]}.")
+    return averaged(found, rule, _size(bend[0]), float(np.mean(np.square(slopes))), found.share, forwards)
+
+
+def averaged(
+    found: Calibration, rule: Rule, curvature: float, square: float, share: float, forwards: int
+) -> Calibration:
+    """With what one more batch gave: curvature, mean square of slopes, and the part of it that its rows agree on."""
     batches = found.batches + 1
     weight = 1 / min(batches, BATCHES)
-    curvature = max(found.least, found.curvature + weight * (_size(bend[0]) - found.curvature))
-    slope = math.hypot(math.sqrt(1 - weight) * found.slope, math.sqrt(weight * float(np.mean(np.square(slopes)))))
-    least = curvature if batches == BATCHES else found.least
-    lr = found.lr * found.curvature / curvature
+    curvature = max(found.least, found.curvature + weight * (curvature - found.curvature))
+    share = found.share + weight * (share - found.share)
+    slope = math.hypot(math.sqrt(1 - weight) * found.slope, math.sqrt(weight * square))
+    lr = found.lr * found.curvature / curvature * share / found.share
     if rule.normaliser != "none":
         lr *= slope / (found.slope or 1.0)
-    lr = float(f"{lr:.3g}")
-    reason = f"lr {lr:g} is what suits the curvature on {batches} batches, {curvature:.3g} along a direction."
     return replace(
-        found, lr=lr, slope=slope, curvature=curvature, batches=batches, least=least, forwards=forwards, reason=reason
+        found,
+        lr=(lr := float(f"{lr:.3g}")),
+        slope=slope,
+        curvature=curvature,
+        share=share,
+        batches=batches,
+        least=curvature if batches == BATCHES else found.least,
+        forwards=forwards,
+        reason=f"lr {lr:g} is what suits the curvature on {batches} batches, {curvature:.3g} along a direction.",
     )
 
 

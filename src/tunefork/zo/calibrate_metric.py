@@ -7,7 +7,9 @@ probes' mean has not (beyond its own error) fallen by half of what their sides d
 of at least half of the probes differ.
 
 How far the mean falls is the curvature, and lr follows from it as for a loss. Both come from few answers: a fall that
-is smaller than what it may be off by is taken to be that large.
+is smaller than what it may be off by is taken to be that large, and the next batches are asked as well. From one alone
+lr was up to eight times as large on one seed as on another, and runs with the larger ones unlearned their start
+(benchmarks/zo_objective.py).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tunefork.zo.calibrate import LAST, Calibration, suited_lr
+from tunefork.zo.calibrate import LAST, Calibration, averaged, suited_lr
 from tunefork.zo.engine import Engine, Uninterrupted
 from tunefork.zo.measured import Measured
 from tunefork.zo.probes import Probe
@@ -42,8 +44,7 @@ def calibrate_metric(
 
     def probes(steps: range, signs: tuple[int, int], epsilon: float) -> list[Measured]:
         nonlocal spent
-        with Uninterrupted() as signals:
-            found = [engine.measure(make_probe(), signals, signs, LAST - i, epsilon) for i in steps]
+        found = _probes(engine, make_probe, steps, signs, epsilon)
         spent += sum(m.forwards for m in found)
         return found
 
@@ -67,14 +68,9 @@ def calibrate_metric(
         )
     seen += probes(range(few, many), (1, -1), epsilon)
     differences, falls = _sides(seen, here)
-    fall, spread = float(np.mean(falls)), max(float(np.std(falls)), _size(differences) / 2)
-    curvature = 2 * max(fall, spread / math.sqrt(len(falls))) / epsilon**2
+    fall, curvature = float(np.mean(falls)), _curvature(differences, falls, epsilon)
     slopes = [(m.first - m.second)[m.shares > 0] / (2 * epsilon) for m in seen]
-    squares = float(np.mean(np.concatenate(slopes) ** 2))
-    pairs = [
-        pair for m in seen if m.by_row for j in range(queries) if (pair := _agreed(m.by_row(j), epsilon)) is not None
-    ]
-    share = float(np.clip(np.mean(pairs) / squares, *_SHARE)) if pairs and squares else _SHARE[0]
+    squares, share = _agreement(seen, differences, queries, epsilon)
     lr = suited_lr(queries, share, curvature, rule, slopes)
     epsilon = float(f"{epsilon:.2g}") if given is None else given
     reason = (
@@ -85,6 +81,41 @@ def calibrate_metric(
         f"{math.sqrt(squares):.3g} of whose square {share:.0%} is what the rows agree on."
     )
     return Calibration(epsilon, lr, math.sqrt(squares), curvature, 0.0, share, spent, reason)
+
+
+def refined_metric(found: Calibration, engine: Engine, make_probe: Callable[[], Probe], rule: Rule) -> Calibration:
+    """With curvature and agreement on one more batch; epsilon stays. `forwards` are this batch's."""
+    few, epsilon = -(-_TRIED // engine.queries), found.epsilon
+    first = _PROBES + found.batches * few  # directions that no batch has seen
+    middle = _probes(engine, make_probe, range(first, first + 1), (0, 0), epsilon)
+    seen = _probes(engine, make_probe, range(first, first + few), (1, -1), epsilon)
+    differences, falls = _sides(seen, float(middle[0].first[0]))
+    squares, share = _agreement(seen, differences, engine.queries, epsilon)
+    spent = sum(m.forwards for m in (*middle, *seen))
+    return averaged(found, rule, _curvature(differences, falls, epsilon) or found.curvature, squares, share, spent)
+
+
+def _probes(
+    engine: Engine, make_probe: Callable[[], Probe], steps: range, signs: tuple[int, int], epsilon: float
+) -> list[Measured]:
+    with Uninterrupted() as signals:
+        return [engine.measure(make_probe(), signals, signs, LAST - i, epsilon) for i in steps]
+
+
+def _curvature(differences: np.ndarray, falls: np.ndarray, epsilon: float) -> float:
+    spread = max(float(np.std(falls)), _size(differences) / 2)
+    return 2 * max(float(np.mean(falls)), spread / math.sqrt(len(falls))) / epsilon**2
+
+
+def _agreement(
+    measured: Sequence[Measured], differences: np.ndarray, queries: int, epsilon: float
+) -> tuple[float, float]:
+    """Mean square of the slopes, and the part of it that the rows agree on."""
+    square = float(np.mean(differences**2)) / (2 * epsilon) ** 2
+    pairs = [
+        p for m in measured if m.by_row for j in range(queries) if (p := _agreed(m.by_row(j), epsilon)) is not None
+    ]
+    return square, float(np.clip(np.mean(pairs) / square, *_SHARE)) if pairs and square else _SHARE[0]
 
 
 def _sides(measured: Sequence[Measured], here: float) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import Sequence
@@ -77,6 +78,11 @@ class Engine:
             gradients = (slopes * (measured.shares * self.queries)).astype(np.float32)
             moving = lr if gradients.any() else 0.0  # where all sides tie nothing is known, and nothing changes
             terms = self.updates.next(gradients).terms(self.steps, moving, weight_decay)
+            if not all(math.isfinite(number) for term in terms for number in (term.coefficient, term.decay)):
+                raise FloatingPointError(
+                    f"What a step adds must be finite in fp32. Received slopes of up to {np.abs(slopes).max():.3g} in "
+                    f"step {self.steps}. Try a smaller lr than {lr:g}."
+                )
             if self.log is not None:
                 self.log.append(loss, gradients, terms)  # first, so that no change is ever without its record
             self.catch_up([(gradients, terms)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -11,19 +10,19 @@ from typing import Any
 
 import torch
 
-from tunefork import __version__
 from tunefork.zo.calibrate import Calibration, calibrate, refined
-from tunefork.zo.calibrate_metric import calibrate_metric
+from tunefork.zo.calibrate_metric import calibrate_metric, refined_metric
+from tunefork.zo.closures import ClosureProbe
 from tunefork.zo.directions import LowRank, build
 from tunefork.zo.directions.lora_file import Factors, lora_factors, no_lora_file, write_adapter
 from tunefork.zo.engine import Engine, Step, Uninterrupted
 from tunefork.zo.estimators import ESTIMATORS
 from tunefork.zo.measured import Objective
 from tunefork.zo.options import check_numbers, check_seed, logged_options, options_of
-from tunefork.zo.probes import BatchProbe, ClosureProbe, LossFn, Probe, Stacking
+from tunefork.zo.probes import BatchProbe, LossFn, Probe, Stacking
 from tunefork.zo.rows import Rows, TensorRows
 from tunefork.zo.sites import choose, fingerprint
-from tunefork.zo.trajectory import Header, Reader, Record, Trajectory, TrajectoryError, replay
+from tunefork.zo.trajectory import Header, Reader, Record, Trajectory, TrajectoryError, environment, replay
 from tunefork.zo.updates import Updates
 
 
@@ -84,9 +83,13 @@ class ZO(torch.optim.Optimizer):
         self._records: Iterator[Record] | None = None
         self.finished = self.left = False
         self.no_lora_file = no_lora_file(model, self.parts)
-        if o.also and self.no_lora_file:
-            warnings.warn(f"This run gives no LoRA file, because of {self.no_lora_file}.", stacklevel=2)
-        self.trajectory = None if trajectory is None else self._open(trajectory, run or {}, start, about or {})
+        try:
+            if o.also and self.no_lora_file:
+                warnings.warn(f"This run gives no LoRA file, because of {self.no_lora_file}.", stacklevel=2)
+            self.trajectory = None if trajectory is None else self._open(trajectory, run or {}, start, about or {})
+        except BaseException:  # whoever made it has nothing to detach it by
+            self.detach()
+            raise
 
     @classmethod
     def from_trajectory(
@@ -114,7 +117,8 @@ class ZO(torch.optim.Optimizer):
             )
         seed, options = logged_options(header.run)
         found = cls(model, seed=seed, **options.to_dict())
-        difference = header.difference(replace(header, run={**header.run, **found._identity()}))
+        own = {"queries": options.queries, "window": options.rule.window}
+        difference = header.difference(replace(header, **own, run={**header.run, **found._identity()}))
         if difference:
             found.detach()
             raise TrajectoryError(
@@ -142,22 +146,14 @@ class ZO(torch.optim.Optimizer):
         start: Mapping[str, torch.Tensor] | None,
         about: Mapping[str, Any],
     ) -> Trajectory:
-        environment = {
-            "tunefork": __version__,  # of which the padding of batches is a part: to the longest row
-            "torch": torch.__version__,
-            "device": str(self.sites[0].parameter.device.type),
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(),
-            "stack": self.options.stack or f"{self.stacking.places} places",
-            "transformers": getattr(sys.modules.get("transformers"), "__version__", None),
-        }
-        o = self.options
-        run = {**self._identity(), **run}
-        try:
-            found = Trajectory(path, Header(o.queries, o.rule.window, run, environment, about=about), start)
-        except BaseException:
-            self.detach()
-            raise
+        o, own = self.options, self._identity()
+        if own.keys() & run.keys():
+            raise ValueError(
+                f"A run's own entries must not be named {', '.join(own)}, which say what it is. Received "
+                f"{', '.join(sorted(own.keys() & run.keys()))}. Try another name."
+            )
+        here = environment(self.stacking.device.type, o.stack or f"{self.stacking.places} places")
+        found = Trajectory(path, Header(o.queries, o.rule.window, {**own, **run}, here, about=about), start)
         for name, then, now in found.changes:
             warnings.warn(
                 f"The same bits need the same {name}: the trajectory was begun with {then!r}, this is {now!r}. "
@@ -180,7 +176,7 @@ class ZO(torch.optim.Optimizer):
                 "A zeroth-order step evaluates the loss itself. Received no closure. Try "
                 "opt.step(lambda: model(**batch).loss), or opt.step_batch(loss_fn, batch)."
             )
-        return self._step(ClosureProbe(closure, self.stacking), None)
+        return self._step(ClosureProbe(self.model, closure, self.stacking), None)
 
     @torch.no_grad()
     def step_batch(
@@ -218,6 +214,7 @@ class ZO(torch.optim.Optimizer):
         names = ("lr", "epsilon", "weight_decay")
         numbers = {name: float(lr if name == "lr" and lr is not None else group[name]) for name in names}
         check_numbers(**numbers)  # a NaN in the log would be a NaN in every weight
+        self._opt_called = True  # by which torch's schedules know that they come after a step
         self.last = self.engine.step(probe, **numbers)
         return self.last.loss
 
@@ -252,8 +249,8 @@ class ZO(torch.optim.Optimizer):
         Args:
             loss: a closure, or with `batches` a `loss_fn` as for `step_batch`; `objective` likewise.
             epsilon: stays as given, and lr follows from the curvature measured with it; None: it is measured.
-            before: what other rows gave, of a loss: its epsilon stays, and lr follows from the mean curvature, over
-                the last eight batches or so. Where a step has few rows, eight in turn make lr depend little on which
+            before: what other rows gave: its epsilon stays, and lr follows from the mean curvature, over the last
+                eight batches or so. Where a step has few rows, eight in turn make lr depend little on which
                 they are; in a long run one now and then has it follow how the loss bends later.
         """
         if epsilon is not None:
@@ -261,11 +258,11 @@ class ZO(torch.optim.Optimizer):
 
         def probe() -> Probe:
             if not batches:
-                return ClosureProbe(loss, self.stacking)
+                return ClosureProbe(self.model, loss, self.stacking)
             return BatchProbe(self.model, loss, batches, rows or TensorRows(), self.stacking, objective)
 
         if before is not None:
-            found = refined(before, self.engine, probe, self.options.rule)
+            found = (refined if objective is None else refined_metric)(before, self.engine, probe, self.options.rule)
         else:
             choose = calibrate if objective is None else calibrate_metric
             found = choose(self.engine, probe, self.options.rule, epsilon)

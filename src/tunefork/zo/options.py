@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
@@ -9,6 +10,7 @@ from importlib.resources import files
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import yaml
 
 from tunefork.zo.directions import DIRECTIONS
@@ -55,7 +57,8 @@ class Options:
         _among("normaliser", self.normaliser, NORMALISERS)
         _hold("rank", self.rank, _whole(self.rank, 1), "a whole number from 1", "4")
         multiple = _whole(self.max_rank, self.rank) and self.max_rank % self.rank == 0
-        _hold("max_rank", self.max_rank, multiple, f"a multiple of `rank`, which is {self.rank}", f"{8 * self.rank}")
+        within = multiple and self.max_rank < 1 << 16
+        _hold("max_rank", self.max_rank, within, f"a multiple of `rank`, which is {self.rank}", f"{8 * self.rank}")
         _hold("queries", self.queries, _whole(self.queries, 1) and self.queries < 1 << 16, "from 1 to 65535", "8")
         _hold(
             "stack", self.stack, self.stack is None or _whole(self.stack, 1), "a whole number from 1, or null", "null"
@@ -71,7 +74,7 @@ class Options:
         momentum = _between(self.momentum, 0, 1) and self.momentum <= 0.99
         _hold("momentum", self.momentum, momentum, "in [0, 0.99]", "0.9")
         for name, bound, attempt in (("clip", self.clip, "null"), ("clip_rms", self.clip_rms, "3")):
-            holds = bound is None or (isinstance(bound, Real) and bound > 0)
+            holds = bound is None or (_between(bound, 0, math.inf) and bound > 0)
             _hold(name, bound, holds, "a number above 0, or null", attempt)
         std_works = self.normaliser != "std" or self.queries > 1
         _hold("normaliser", self.normaliser, std_works, "none or rms where `queries` is 1", "rms")
@@ -127,6 +130,7 @@ def preset_of(name: str) -> Preset:
 def options_of(preset: str, changes: Mapping[str, Any]) -> Options:
     """A preset's options with some changed. Raises ValueError for an unknown preset, key or value."""
     chosen = {**preset_of(preset).options, **changes}
+    chosen = {key: value.item() if isinstance(value, np.generic) else value for key, value in chosen.items()}
     if isinstance(chosen.get("also"), str):
         chosen["also"] = [chosen["also"]]
     names = [f.name for f in fields(Options)]

@@ -1,17 +1,15 @@
 """Evaluating the loss at the points a step asks for, in as few passes through the model as can be.
 
 A `Lane` is one side of one query over some rows of the step's batch. Where the engine owns the batch, lanes are
-stacked: their rows are laid one after the other along the leading dimension and run in one pass. Where it has a
-closure, `torch.func.vmap` maps it over two lanes at a time. What cannot be stacked or mapped runs lane by lane, and
-`mode` says why.
+stacked: their rows are laid one after the other along the leading dimension and run in one pass. A row's loss must
+then depend on that row alone. What cannot be stacked runs lane by lane, and `mode` says why.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -29,12 +27,13 @@ TOKENS = {"cpu": 512}
 MORE_TOKENS = 4096
 """Places (rows times positions) of a pass up to which lanes are stacked, by device: beyond, stacking saves no time."""
 
-_ONE_SIDE = "a dense direction has room for one side of one query"
-_LOSS_DTYPES = (torch.float32, torch.float64)
+ONE_SIDE = "a dense direction has room for one side of one query"
+LOSS_DTYPES = (torch.float32, torch.float64)
 _PROOF_SCALES = (10.0, 100.0, 1000.0)  # stacking is proven with larger steps: in 16 bit, rounding hides the small ones
 _PROOF_ROUNDING = 1e-5
 _PROOF_CLEAR = 4.0  # how far the sides must stand apart, in what the rows of one pass are off where nothing is probed
 _PROOF_SHARE = 0.2  # a side taken for the other is off by 1, one not perturbed by a half
+_PROOF_ROUGH = 0.02  # of a loss, or of one nat: off by more where nothing is probed, rows see each other
 
 
 class Lane(NamedTuple):
@@ -94,7 +93,7 @@ class Stacking:
     refused: dict[str, str] = field(default_factory=dict)
     passes: int = 1
     rows: int = 0
-    proven: set[tuple[int, int]] = field(default_factory=set)
+    proven: set[tuple[Any, ...]] = field(default_factory=set)
 
     @property
     def mode(self) -> str:
@@ -191,7 +190,7 @@ class BatchProbe:
 
     def _alone(self, show: Show) -> str:
         if not show.stackable:
-            return _ONE_SIDE
+            return ONE_SIDE
         if self.objective is not None and not self.objective.stackable:
             return "the objective's answers take more than one pass"
         return self.stacking.refused.get(self.kind, "")
@@ -200,10 +199,9 @@ class BatchProbe:
         """Each lane's losses or answers on one micro-batch."""
         if not self.stacking.alone:
             total = sum(lane.stop - lane.start for lane in lanes)
-            key = (count, total)
+            key = (count, total, _kind_of(self.loss_fn))
             try:
-                if key not in self.stacking.proven:
-                    self._prove(batch, count, lanes, show)
+                if key not in self.stacking.proven and self._proven(batch, count, lanes, show):
                     self.stacking.proven.add(key)
                 return self._values(batch, count, lanes, show, self.stacking.capacity(batch, count))
             except UnstackableError as error:
@@ -218,17 +216,25 @@ class BatchProbe:
             return [(lane, _numbers(losses).tolist()) for lane, losses in found]
         return self._run(batch, count, lanes, show, capacity, show.epsilon, self._answers)
 
-    def _prove(self, batch: Any, count: int, lanes: list[Lane], show: Show) -> None:
-        """Raises UnstackableError unless the first and the last query lose in one pass what they lose alone."""
+    def _proven(self, batch: Any, count: int, lanes: list[Lane], show: Show) -> bool:
+        """Raises UnstackableError unless the first and the last query lose in one pass what they lose alone; False
+        where losses are not finite, which says nothing."""
         capacity = self.stacking.capacity(batch, count)
         if len(_plan(lanes, capacity)) == len(lanes):
-            return
-        said, floor = "", self._apart(batch, count, lanes, show, capacity, 0.0)[0]
+            return True
+        floor, _, size = self._apart(batch, count, lanes, show, capacity, 0.0)
+        if not bool(torch.isfinite(size)):
+            return False
+        if bool(floor > _PROOF_ROUGH * size.clamp(min=1.0)):
+            raise UnstackableError(
+                f"a row's loss depends on others: it is off by {floor.item():.2g} of {size.item():.2g}"
+            )
+        said = ""
         for scale in _PROOF_SCALES:
             off, spread, size = self._apart(batch, count, lanes, show, capacity, scale * show.epsilon)
             rounding = 2 * floor if bool(spread > _PROOF_CLEAR * floor) else 0.0
             if bool(off <= _PROOF_SHARE * spread + _PROOF_ROUNDING * size + rounding):
-                return
+                return True
             said = f"in one pass losses are off by {off.item():.2g}, of {spread.item():.2g} between the sides"
         raise UnstackableError(said)
 
@@ -296,7 +302,7 @@ class BatchProbe:
     def _losses(self, batch: Any, rows: int) -> torch.Tensor:
         losses = self.loss_fn(self.model, batch)
         self.forwards += rows
-        if not isinstance(losses, torch.Tensor) or losses.shape != (rows,) or losses.dtype not in _LOSS_DTYPES:
+        if not isinstance(losses, torch.Tensor) or losses.shape != (rows,) or losses.dtype not in LOSS_DTYPES:
             got = f"{tuple(losses.shape)} {losses.dtype}" if isinstance(losses, torch.Tensor) else type(losses).__name__
             raise ValueError(
                 f"`loss_fn` must return fp32 losses [rows], here [{rows}]: in 16 bit the difference of two losses is "
@@ -311,6 +317,13 @@ class BatchProbe:
         if len(answers) != rows:
             raise ValueError(f"An objective must give an answer a row, here {rows}. Received {len(answers)}.")
         return answers
+
+
+def _kind_of(loss_fn: Any) -> Any:
+    """What stays the same where a function is made anew for each step: its code."""
+    while isinstance(loss_fn, partial):
+        loss_fn = loss_fn.func
+    return getattr(loss_fn, "__code__", type(loss_fn))
 
 
 def _plan(lanes: list[Lane], capacity: int) -> list[list[Lane]]:
@@ -328,73 +341,3 @@ def _plan(lanes: list[Lane], capacity: int) -> list[list[Lane]]:
             passes.append([lane])
             filled = size[lane]
     return passes
-
-
-class ClosureProbe:
-    """The loss of a closure: a tensor with one element, or a number."""
-
-    def __init__(self, closure: Callable[[], Any], stacking: Stacking) -> None:
-        self.closure, self.stacking, self.forwards = closure, stacking, 0
-
-    def plain(self) -> None:
-        self.forwards += 1
-        value = self.closure()
-        if not isinstance(value, torch.Tensor):
-            self.stacking.refused["closure"] = f"the closure returns {type(value).__name__}, not a tensor"
-
-    def measure(self, signs: tuple[int, int], show: Show) -> Measured:
-        stacking, width = self.stacking, self.stacking.limit or 2
-        stacking.passes, alone = 1, "" if width > 1 else "stacking is switched off"
-        stacking.alone = (stacking.refused.get("closure", "") or alone) if show.stackable else _ONE_SIDE
-        order = [(0, 0)] if 0 in signs else []
-        order += [(query, sign) for query in range(show.queries) for sign in dict.fromkeys(signs) if sign]
-        found: dict[tuple[int, int], float] = {}
-        for start in range(0, len(order), width):
-            some, refusal = order[start : start + width], ""
-            if len(some) > 1 and not stacking.alone:
-                try:
-                    found.update(zip(some, self._mapped(some, show), strict=True))
-                    continue
-                except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-                    refusal = f"torch.func.vmap refuses the closure: {str(error).partition(chr(10))[0][:200]}"
-            for query, sign in some:
-                show.lane(query, sign, show.epsilon)
-                self.forwards += 1
-                found[query, sign] = _number(self.closure())
-            if refusal:  # and not the closure's own fault, which comes up again when it runs alone
-                stacking.alone = stacking.refused["closure"] = refusal
-        sides = [np.array([found[query if s else 0, s] for query in range(show.queries)]) for s in signs]
-        shares = np.full(show.queries, 1.0 / show.queries)
-        return Measured(sides[0], sides[1], shares, self.forwards, None)
-
-    def _mapped(self, lanes: Sequence[tuple[int, int]], show: Show) -> list[float]:
-        queries = list(dict.fromkeys(query for query, _ in lanes))
-
-        def side(scale: torch.Tensor) -> torch.Tensor:
-            show(Pass(show.step, tuple(Group(query, 0, 1) for query in queries), 1, scale, mapped=True))
-            return self.closure()
-
-        scales = torch.zeros(len(lanes), len(queries), device=self.stacking.device)
-        for lane, (query, sign) in zip(scales, lanes, strict=True):
-            lane[queries.index(query)] = sign * show.epsilon
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "There is a performance drop")  # attention runs once a side
-            losses = torch.func.vmap(side, randomness="same")(scales)
-        self.forwards += len(lanes)
-        return [_number(loss) for loss in losses]
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, torch.Tensor):
-        if value.numel() != 1 or value.dtype not in _LOSS_DTYPES:
-            raise ValueError(
-                "A closure must return one fp32 loss, or a number: in 16 bit the difference of two losses is rounded "
-                f"away. Received {tuple(value.shape)} {value.dtype}. Try computing the loss from logits.float()."
-            )
-        return value.item()
-    if not isinstance(value, Real):
-        raise ValueError(
-            f"A closure must return one fp32 loss, or a number. Received {type(value).__name__}. "
-            "Try lambda: model(**batch).loss."
-        )
-    return float(value)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+import copy
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -28,7 +29,8 @@ class Rows(Protocol):
 
 
 class TensorRows:
-    """Batches that are a tensor, or a mapping, list or tuple of them; tensors as long as the first hold the rows."""
+    """Batches that are a tensor, or a mapping, list, tuple or dataclass of them; tensors as long as the first hold the
+    rows."""
 
     def count(self, batch: Any) -> int:
         tensors = [t for t in tensors_in(batch) if t.ndim]
@@ -64,8 +66,17 @@ def _selected(value: Any, rows: torch.Tensor, count: int) -> Any:
     if isinstance(value, torch.Tensor):
         return value.index_select(0, rows.to(value.device)) if value.ndim and len(value) == count else value
     if isinstance(value, Mapping):
-        return {key: _selected(item, rows, count) for key, item in value.items()}
+        items = {key: _selected(item, rows, count) for key, item in value.items()}
+        if not isinstance(value, MutableMapping):
+            return items
+        same = copy.copy(value)  # of its own kind: a tokenizer's has attributes, too
+        same.update(items)
+        return same
     if isinstance(value, (list, tuple)):
         items = [_selected(item, rows, count) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(
+            value, **{f.name: _selected(getattr(value, f.name), rows, count) for f in fields(value) if f.init}
+        )
     return value

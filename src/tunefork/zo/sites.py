@@ -28,11 +28,12 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A parameter under its first name, with every place it is found at (more than one where it is tied)."""
+    """A parameter under its first name, with every place and name it is found at (more than one where it is tied)."""
 
     name: str
     parameter: torch.nn.Parameter
     places: tuple[Place, ...]
+    names: tuple[str, ...]
 
     @property
     def is_matrix(self) -> bool:
@@ -73,15 +74,15 @@ def linear_shape(module: torch.nn.Module) -> tuple[int, int]:
 
 def all_sites(model: torch.nn.Module) -> dict[str, Site]:
     """Every parameter once, in the order of `named_parameters`."""
-    names: dict[int, str] = {}
+    names: dict[int, list[str]] = {}
     places: dict[int, list[Place]] = {}
     parameters: dict[int, torch.nn.Parameter] = {}
     for prefix, module in model.named_modules():
         for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             parameters[id(parameter)] = parameter
-            names.setdefault(id(parameter), f"{prefix}.{attribute}" if prefix else attribute)
+            names.setdefault(id(parameter), []).append(f"{prefix}.{attribute}" if prefix else attribute)
             places.setdefault(id(parameter), []).append(Place(module, attribute))
-    return {names[key]: Site(names[key], parameters[key], tuple(places[key])) for key in names}
+    return {n[0]: Site(n[0], parameters[key], tuple(places[key]), tuple(n)) for key, n in names.items()}
 
 
 def choose(model: torch.nn.Module, train: Train, also: Sequence[str], *, matrices: bool) -> list[Site]:
@@ -121,7 +122,7 @@ def choose(model: torch.nn.Module, train: Train, also: Sequence[str], *, matrice
 def _named(sites: dict[str, Site], patterns: Sequence[str], option: str) -> set[str]:
     chosen: set[str] = set()
     for pattern in patterns:
-        found = {n for n in sites if n == pattern or n.startswith(f"{pattern}.") or fnmatchcase(n, pattern)}
+        found = {n for n, site in sites.items() if any(_means(pattern, name) for name in site.names)}
         if not found:
             near = get_close_matches(pattern, [*sites, *{n.rpartition(".")[0] for n in sites}], 1, 0.5)
             raise ValueError(
@@ -130,6 +131,10 @@ def _named(sites: dict[str, Site], patterns: Sequence[str], option: str) -> set[
             )
         chosen |= found
     return chosen
+
+
+def _means(pattern: str, name: str) -> bool:
+    return name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)
 
 
 def _block_matrices(model: torch.nn.Module, sites: dict[str, Site]) -> set[str]:

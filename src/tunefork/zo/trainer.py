@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from tunefork.zo.directions import LowRank
 from tunefork.zo.optimizer import ZO
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ class ZOTrainerMixin(_Base):
     The learning rate, its schedule and the weight decay are those of TrainingArguments; `zo` holds the other arguments
     of `ZO`. One process, one device or a model spread over several.
 
-    With low-rank directions a checkpoint holds a PEFT adapter and no copy of the base model, which is read from where
-    it was read before.
+    With low-rank directions a checkpoint holds what was learned and no copy of the base model, which is read from where
+    it was read before: as a PEFT adapter, or, where a LoRA file cannot hold it, in the model's own weights.
     """
 
     def __init__(self, *args: Any, zo: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
@@ -80,19 +81,37 @@ class ZOTrainerMixin(_Base):
         return torch.tensor(self.zo.step(closure), device=self.args.device)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """An adapter where what was learned lies beside the weights, else the model."""
-        if self.zo is None or not self.zo.beside:
+        """An adapter where a LoRA file can hold what was learned, else the model with it in its weights."""
+        if self.zo is None or not any(isinstance(part, LowRank) for part in self.zo.parts):
             super().save_model(output_dir, _internal_call)
             return
-        folder = self.zo.write_adapter(output_dir or self.args.output_dir or ".")
+        folder = Path(output_dir or self.args.output_dir or ".")
+        if self.zo.beside and not self.zo.no_lora_file:
+            self.zo.write_adapter(folder)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+        else:
+            self._save(str(folder), state_dict=self._merged(self.zo))
         learned = {k: v.detach().cpu().contiguous() for k, v in self.zo.learned().items()}
         save_file(learned, folder / _LEARNED)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
+
+    def _merged(self, zo: ZO) -> dict[str, torch.Tensor]:
+        """The model's state with what was learned, in its own dtypes; a tied weight is one tensor under all names."""
+        state, values = dict(zo.model.state_dict()), zo.values()
+        for site in zo.sites:
+            value = values[site.name].to(site.parameter.dtype)
+            state |= {name: value for name in site.names if name in state}
+        return state
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        if not (Path(resume_from_checkpoint) / _LEARNED).exists():  # else the optimizer's own state has it
+        if not (Path(resume_from_checkpoint) / _LEARNED).exists():  # else it is in what is loaded next
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        learned = Path(checkpoint or ".") / _LEARNED
+        if checkpoint is not None and self.zo is not None and learned.exists():
+            self.zo.load_learned(load_file(learned))
 
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint or ".") / _LEARNED

@@ -42,7 +42,8 @@ class Voice:
         self.served = served
         self.facts: ModelFacts = inspect_model(served.section)
         self.adapter = read_artefact_info(served.folder)["adapter"] if served.folder else None
-        self.tokenizer: Any = artefact_tokenizer(served.folder) if served.folder else load_tokenizer(self.facts)
+        trusted, folder = self.facts.trust_remote_code, served.folder
+        self.tokenizer: Any = artefact_tokenizer(folder, trusted) if folder else load_tokenizer(self.facts)
         self._renderers: dict[str, Renderer] = {}
 
     def renderer(self, task: str) -> Renderer:

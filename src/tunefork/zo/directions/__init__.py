@@ -8,17 +8,18 @@ import torch
 
 from tunefork.zo.directions.base import Directions, Term
 from tunefork.zo.directions.dense import Dense
-from tunefork.zo.directions.low_rank import LowRank
+from tunefork.zo.directions.low_rank import LowRank, release
 from tunefork.zo.sites import Site
 
-__all__ = ["DIRECTIONS", "Dense", "Directions", "LowRank", "Term", "build"]
+__all__ = ["DIRECTIONS", "Dense", "Directions", "LowRank", "Term", "build", "release"]
 
 
 def build(
     sites: Sequence[Site], direction: str, *, rank: int, max_rank: int, queries: int, seed: int
 ) -> list[Directions]:
     """The parts that together move `sites`: one for the matrices of each device, one for all that is dense."""
-    return DIRECTIONS[direction](sites, rank, max_rank, queries, seed)
+    with torch.inference_mode(False):  # what is made inside could not be written outside
+        return DIRECTIONS[direction](sites, rank, max_rank, queries, seed)
 
 
 def _low_rank(sites: Sequence[Site], rank: int, max_rank: int, queries: int, seed: int) -> list[Directions]:

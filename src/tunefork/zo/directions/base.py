@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -25,6 +25,26 @@ def warn_unused(names: Sequence[str]) -> None:
             f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}.",
             stacklevel=2,
         )
+
+
+class Hook:
+    """A module's hook that is left behind, doing nothing, where the model is copied or pickled: what was learned stays
+    with the optimizer, so that a copy is of the base."""
+
+    def __init__(self, run: Callable[..., Any] | None = None) -> None:
+        self.run = run
+
+    def __call__(self, *args: Any) -> Any:
+        return None if self.run is None else self.run(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.run is not None:
+            warnings.warn(
+                "A copy of a model under ZO is of its base: what is learned lies beside it, but for dense directions. "
+                "Try learned() and load_learned() to keep a state, or finish() to keep the end.",
+                stacklevel=3,
+            )
+        return Hook, ()
 
 
 class Term(NamedTuple):

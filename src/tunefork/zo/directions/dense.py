@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tunefork.zo.directions.base import Pass, Term, warn_unused
+from tunefork.zo.directions.base import Hook, Pass, Term, warn_unused
 from tunefork.zo.kernels import accumulate_many_, exact, perturbed
 from tunefork.zo.noise import Kind, Stream, make_terms, stream_key
 from tunefork.zo.sites import Place, Site, Uses
@@ -51,7 +51,7 @@ class Dense:
             if site.parameter.dtype not in (torch.float32, torch.bfloat16, torch.float16):
                 raise ValueError(
                     f"A dense direction needs weights in fp32, bf16 or fp16. Received {site.name} in "
-                    f"{site.parameter.dtype}. Try direction='low_rank', which never writes weights."
+                    f"{site.parameter.dtype}. Try leaving it out, or low-rank directions where it is a matrix."
                 )
         self.kind: Kind = kind
         self.parameters = [Parameter(s, stream_key(seed, s.name, "direction")) for s in sites]
@@ -91,8 +91,8 @@ class Dense:
                 by_module.setdefault(reader, []).append((parameter, places))
         warn_unused(unused)
         for module, parameters in by_module.items():
-            self.handles.append(module.register_forward_pre_hook(self._placer(parameters)))
-            self.handles.append(module.register_forward_hook(self._remove))
+            self.handles.append(module.register_forward_pre_hook(Hook(self._placer(parameters))))
+            self.handles.append(module.register_forward_hook(Hook(self._remove)))
 
     def detach(self) -> None:
         for handle in self.handles:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from tunefork.zo.directions.base import Directions
 from tunefork.zo.directions.low_rank import LowRank
-from tunefork.zo.sites import head_names, is_conv1d, is_linear, output_layer
+from tunefork.zo.sites import head_names, is_conv1d, output_layer
 
 _TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
 
@@ -94,5 +94,5 @@ def _config(model: torch.nn.Module, factors: Factors, heads: list[str], rank: in
 def _targets(model: torch.nn.Module, wanted: set[str]) -> list[str]:
     """The layers' last names where those mean these layers and no others, else their full names."""
     ends = {name.rpartition(".")[2] for name in wanted}
-    meant = {n for n, m in model.named_modules() if is_linear(m) and n.rpartition(".")[2] in ends}
+    meant = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in ends}
     return sorted(ends) if meant == wanted else sorted(wanted)

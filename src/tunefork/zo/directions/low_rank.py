@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tunefork.zo.directions.base import Pass, Term, warn_unused
+from tunefork.zo.directions.base import Hook, Pass, Term, warn_unused
 from tunefork.zo.kernels import Signs, accumulate_many_, draw, draw_many
 from tunefork.zo.noise import Stream, make_counters, make_terms, stream_key
 from tunefork.zo.sites import Site, Uses, is_conv1d
@@ -129,10 +129,11 @@ class LowRank:
                     self.detach()
                     raise ValueError(
                         f"A layer takes one optimizer at a time: steps of a second would build on what the first has "
-                        f"learned. Received {matrix.site.name}, where another is. Try its finish() or detach() first."
+                        f"learned. Received {matrix.site.name}, where another is. Try its finish() or detach() first; "
+                        "where it is lost, tunefork.zo.release(model)."
                     )
                 _HOLDERS[module] = weakref.ref(self)
-                self.handles.append(module.register_forward_hook(self._hook(matrix), with_kwargs=True))
+                self.handles.append(module.register_forward_hook(Hook(self._hook(matrix)), with_kwargs=True))
 
     def bind(self, uses: Uses) -> None:
         for site in self.sites:
@@ -268,7 +269,17 @@ class LowRank:
                     "quantised. Try finish(folder), which writes an adapter."
                 )
             conv = is_conv1d(site.places[0].module)
-            yield site, site.parameter.detach().float() + (matrix.change.T if conv else matrix.change)
+            value = site.parameter.detach()
+            wide = torch.promote_types(value.dtype, torch.float32)
+            yield site, value.to(wide) + (matrix.change.T if conv else matrix.change)
+
+
+def release(model: torch.nn.Module) -> None:
+    """Takes off whatever `ZO` trains low-rank directions of this model, as its `detach` does: for where the optimizer
+    itself is lost, in a function that raised."""
+    for module in model.modules():
+        if (holder := _HOLDERS.get(module, lambda: None)()) is not None:
+            holder.detach()
 
 
 @cache

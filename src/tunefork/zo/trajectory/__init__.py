@@ -1,6 +1,6 @@
 """The run as a file: an append-only log of what each step added, from which it can be done again bit for bit."""
 
-from tunefork.zo.trajectory.format import Header, Record, TrajectoryError, digest
+from tunefork.zo.trajectory.format import Header, Record, TrajectoryError, digest, environment
 from tunefork.zo.trajectory.log import Reader, Trajectory
 from tunefork.zo.trajectory.replay import replay
 
@@ -11,5 +11,6 @@ __all__ = [
     "Trajectory",
     "TrajectoryError",
     "digest",
+    "environment",
     "replay",
 ]

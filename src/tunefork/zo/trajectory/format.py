@@ -27,6 +27,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -35,6 +36,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 
+from tunefork import __version__
 from tunefork.zo.directions.base import Term
 from tunefork.zo.noise import NOISE_VERSION
 
@@ -75,7 +77,12 @@ class Header:
         return 4 * (3 + self.queries * (1 + min(step + 1, self.window)))
 
     def encode(self) -> bytes:
-        text = json.dumps(asdict(self), sort_keys=True, allow_nan=False).encode()
+        try:
+            text = json.dumps(asdict(self), sort_keys=True, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise TrajectoryError(
+                f"What a trajectory says of its run must be JSON. Received what is not: {error}. Try text and numbers."
+            ) from None
         start = _PREAMBLE.pack(MAGIC, VERSION, len(text)) + text
         return start + zlib.crc32(start).to_bytes(4, "little")
 
@@ -86,6 +93,19 @@ class Header:
             if mine.get(name) != theirs.get(name):
                 return f"`{name}` {_short(mine.get(name))} there, {_short(theirs.get(name))} here"
         return None
+
+
+def environment(device: str, stack: int | str) -> dict[str, Any]:
+    """Of this process, for `Header.environment`. `stack`: how many sides share a pass."""
+    return {
+        "tunefork": __version__,  # of which the padding of batches is a part: to the longest row
+        "torch": torch.__version__,
+        "device": device,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "stack": stack,
+        "transformers": getattr(sys.modules.get("transformers"), "__version__", None),
+    }
 
 
 class Record(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,6 +28,14 @@ from tunefork.zo.trajectory.format import (
     read_header,
 )
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+_OPEN: weakref.WeakSet[Trajectory] = weakref.WeakSet()
+"""Trajectories that this process writes to."""
+
 
 class Reader:
     """The finished steps of a trajectory, which another process may still append to.
@@ -41,7 +50,7 @@ class Reader:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()
         with self.path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             self.header, start = read_header(file, self.path)
@@ -137,9 +146,15 @@ class Trajectory(Reader):
     ) -> None:
         if start:
             header = replace(header, run={**header.run, "start": digest(start)})
-        if not Path(path).exists():
+        path = Path(path).absolute()  # it is opened again and again
+        if path.is_dir() or not path.parent.is_dir():
+            raise TrajectoryError(
+                f"A trajectory must be a file in a folder that is there. Received {path}. Try another path, or make "
+                f"{path.parent} first."
+            )
+        if not path.exists():
             weights = save({k: v.detach().cpu().contiguous() for k, v in start.items()}) if start else b""
-            with atomic(Path(path)) as temporary:
+            with atomic(path) as temporary:
                 temporary.write_bytes(replace(header, start=len(weights)).encode() + weights)
         super().__init__(path)
         difference = self.header.difference(header)
@@ -151,9 +166,28 @@ class Trajectory(Reader):
         self.changes = [(n, then.get(n), now.get(n)) for n in sorted({*then, *now}) if then.get(n) != now.get(n)]
         self.sync_seconds = sync_seconds
         self._file = self.path.open("r+b", buffering=0)
+        self._lock()
         if self.torn:
             self._file.truncate(self._offset(self.steps))
         self.sync()
+
+    def _lock(self) -> None:
+        """Keeps other processes from writing. Within this one, where an exception may hold on to an optimizer that is
+        given up, `append` sees a second writer by itself."""
+        if fcntl is None:
+            return
+        key = (os.fstat(self._file.fileno()).st_dev, os.fstat(self._file.fileno()).st_ino)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not any(log.key == key for log in _OPEN):
+                self._file.close()
+                raise TrajectoryError(
+                    f"A trajectory must have one writer. {self.path} is another process's. Try once that has ended, or "
+                    "another path."
+                ) from None
+        self.key = key
+        _OPEN.add(self)
 
     def append(self, loss: float, gradients: np.ndarray, terms: Sequence[Term]) -> None:
         """Writes the next step's record.
@@ -186,6 +220,7 @@ class Trajectory(Reader):
         if not self._file.closed:
             self.sync()
             self._file.close()
+            _OPEN.discard(self)
 
     def __enter__(self) -> Trajectory:
         return self
