@@ -140,7 +140,8 @@ def _simulated(job: Job, plan: BatchPlan, simulation: Simulation) -> Forecast:
     highest = max(totals, key=lambda name: (totals[name], -phases[name].get("allocator", 0)))
     how = (
         f"Memory: the highest of {', '.join(totals)} (here {highest}), simulated tensor by tensor for the heaviest "
-        "micro-batch. Time: the operations of a typical one, at this machine's speed as measured just now."
+        "micro-batch. Time: the operations of a typical one, at this machine's speed as measured just now"
+        f"{', without those of the calibration' if job.recipe.zo.calibrate and method.info.name == 'zo' else ''}."
     )
     return Forecast(steps + look, totals[highest], phases[highest], how, totals, mapped, steps)
 
