@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from tests.export.scenes import write_rows
 from tests.export.test_card import executed
 from tests.tiny import adapter_section
-from tunefork.errors import MissingFileError, RecipeError, RunError, UnsupportedError
+from tunefork.errors import MissingFileError, RecipeError, RunError, TuneforkError, UnsupportedError
 from tunefork.evaluate.trained import load_trained
 from tunefork.export.exporting import export
 from tunefork.export.snippet import STAND_IN
@@ -252,6 +252,46 @@ def test_the_lines_of_its_card_answer_as_the_run_does(case: Case, zo_run: Traine
     (tmp_path / "one.jsonl").write_text(json.dumps({"text": STAND_IN}) + "\n")
     predicted = predict(run, tmp_path / "one.jsonl", tmp_path / "said.jsonl").path.read_text()
     assert executed(shipped) == json.loads(predicted)["prediction"]
+
+
+def test_the_embedded_model_is_named_by_its_name(tmp_path: Path) -> None:
+    recipe = {
+        "model": {"name": "embedded", "max_length": 64},
+        "task": "classification",
+        "data": {"train": write_rows(tmp_path)["classification"], "test_fraction": 0.2, "dev_fraction": 0.3},
+        "adapter": "none",
+        "train": {"method": "zo", "max_steps": 1, "batch_size": 4},
+        "zo": {"queries": 1, "calibrate": False},
+        "evaluate": {"baselines": [], "bootstrap": 100},
+        "out": str(tmp_path / "run"),
+    }
+    shipped = export(finetune(make_recipe(recipe)).path, to="trajectory", out=tmp_path / "shipped").path
+    assert "tunefork replay embedded . -o model" in (shipped / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"base": None},
+        {"base": {}},
+        {"rendering": {}},
+        {"rendering": None},
+        {"recipe": []},
+        {"recipe": {"train": 3}},
+        {"base": {"name": 3}},
+        lambda about: {"rendering": {**about["rendering"], "dtype": "int4"}},
+        lambda about: {"rendering": {**about["rendering"], "task": {"name": 7}}},
+        lambda about: {"rendering": {**about["rendering"], "rendering": {}}},
+    ],
+)
+def test_a_header_that_says_nonsense_of_its_run_is_refused(change: Any, zo_run: Trained, tmp_path: Path) -> None:
+    header = Reader(zo_run(BESIDE) / "trajectory").header
+    about = {**header.about, **(change(header.about) if callable(change) else change)}
+    (tmp_path / "crafted").write_bytes(replace(header, about=about).encode())
+    said: list[str] = []
+    with pytest.raises(TuneforkError):
+        replay(header.about["base"]["folder"], tmp_path / "crafted", tmp_path / "out", on_stage=said.append)
+    assert said == [] and not (tmp_path / "out").exists()
 
 
 def test_a_run_begins_with_the_header_that_says_so(zo_run: Trained) -> None:

@@ -103,6 +103,12 @@ def test_a_baseline_that_is_as_good_is_told() -> None:
     assert said.endswith("But it is not clearly better than the baseline tfidf.")
 
 
+def test_a_baseline_that_is_better_is_told_as_such() -> None:
+    against = {"baseline": "probe", "difference": -0.5, "low": -0.8, "high": -0.2, "p_value": 0.0, "clear": True}
+    _, said = advice(ZO, cell("backprop/lora", 0.92, against_best_baseline=against))
+    assert said.endswith("But the baseline probe is clearly better.")
+
+
 def test_without_both_methods_there_is_nothing_to_advise() -> None:
     assert advise("accuracy", [BASELINE, ZO], None, differ(0, 1)) is None
     assert advise("accuracy", [BASELINE, BACKPROP], None, differ(0, 1)) is None

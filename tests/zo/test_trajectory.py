@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -35,6 +37,7 @@ from tunefork.zo.trajectory import (
     replay,
 )
 
+RACES = 30
 HEADER = Header(queries=2, window=3, run={"base": "b1", "seed": 7}, environment={"threads": 2, "torch": "2.8"})
 
 
@@ -287,6 +290,36 @@ def test_a_second_writer_is_refused_and_the_file_replays_to_the_first(tmp_path: 
         assert (tmp_path / "t").read_bytes() == whole
         first.append(*made_up(HEADER, 2))
     check(Reader(tmp_path / "t"), 3)
+
+
+def begin_many(folder: Path, together: Any, begun: Any) -> None:
+    """Begins trajectories at the same moments as another process; says which it got."""
+    for i in range(RACES):
+        together.wait(600)
+        log, got = None, False
+        with contextlib.suppress(TrajectoryError):
+            log = Trajectory(folder / f"{i}", HEADER)
+            log.append(*made_up(HEADER, 0))
+            got = True
+        together.wait(600)
+        if log is not None:
+            log.close()
+        begun.put((i, got))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no flock")
+def test_of_two_processes_that_begin_at_once_one_writes(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    together, begun = spawn.Barrier(2), spawn.Queue()
+    workers = [spawn.Process(target=begin_many, args=(tmp_path, together, begun)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    said = [begun.get(timeout=600) for _ in range(2 * RACES)]
+    for worker in workers:
+        worker.join()
+    for i in range(RACES):
+        assert sorted(got for j, got in said if j == i) == [False, True]
+        check(Reader(tmp_path / f"{i}"), 1)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no flock")

@@ -8,7 +8,7 @@ import time
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,40 +154,44 @@ class Trajectory(Reader):
             )
         if not path.exists():
             weights = save({k: v.detach().cpu().contiguous() for k, v in start.items()}) if start else b""
-            with atomic(path) as temporary:
-                temporary.write_bytes(replace(header, start=len(weights)).encode() + weights)
-        super().__init__(path)
-        difference = self.header.difference(header)
-        if difference:
-            raise TrajectoryError(
-                f"A run must go on in its own trajectory. {self.path} is of another: {difference}. Try another file."
-            )
+            _create(path, replace(header, start=len(weights)).encode() + weights)
+        self._file = path.open("r+b", buffering=0)
+        try:
+            self._lock(path)
+            super().__init__(path)
+            difference = self.header.difference(header)
+            if difference:
+                raise TrajectoryError(
+                    f"A run must go on in its own trajectory. {path} is of another: {difference}. Try another file."
+                )
+        except BaseException:
+            self._file.close()
+            raise
         then, now = self.header.environment, header.environment
         self.changes = [(n, then.get(n), now.get(n)) for n in sorted({*then, *now}) if then.get(n) != now.get(n)]
         self.sync_seconds = sync_seconds
-        self._file = self.path.open("r+b", buffering=0)
-        self._lock()
         if self.torn:
             self._file.truncate(self._offset(self.steps))
         self.sync()
+        _OPEN.add(self)
 
-    def _lock(self) -> None:
+    def _lock(self, path: Path) -> None:
         """Keeps other processes from writing. Within this one, where an exception may hold on to an optimizer that is
         given up, `append` sees a second writer by itself."""
+        about = os.fstat(self._file.fileno())
+        self.key = (about.st_dev, about.st_ino)
         if fcntl is None:
             return
-        key = (os.fstat(self._file.fileno()).st_dev, os.fstat(self._file.fileno()).st_ino)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if not any(log.key == key for log in _OPEN):
-                self._file.close()
+            if not any(log.key == self.key for log in _OPEN):
                 raise TrajectoryError(
-                    f"A trajectory must have one writer. {self.path} is another process's. Try once that has ended, or "
+                    f"A trajectory must have one writer. {path} is another process's. Try once that has ended, or "
                     "another path."
                 ) from None
-        self.key = key
-        _OPEN.add(self)
+        except OSError:
+            pass  # a file system without locks
 
     def append(self, loss: float, gradients: np.ndarray, terms: Sequence[Term]) -> None:
         """Writes the next step's record.
@@ -219,6 +223,9 @@ class Trajectory(Reader):
     def close(self) -> None:
         if not self._file.closed:
             self.sync()
+            if fcntl is not None:
+                with suppress(OSError):
+                    fcntl.flock(self._file, fcntl.LOCK_UN)  # closing alone leaves it with processes that were forked
             self._file.close()
             _OPEN.discard(self)
 
@@ -229,15 +236,20 @@ class Trajectory(Reader):
         self.close()
 
 
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A file to write to that takes `path`'s place, on the disk, when the block ends well."""
+def _create(path: Path, content: bytes) -> None:
+    """A new file, whole and on the disk, unless another process has made one meanwhile."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with temporary.open("r+b") as file:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            os.link(temporary, path)  # a rename would take the place of that other's
+        except FileExistsError:
+            return
+        except OSError:  # a file system without links
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":  # elsewhere a folder cannot be opened
