@@ -58,3 +58,5 @@ def test_code_of_a_base_runs_where_the_command_says_so(
         assert refused.code != 0 and "Try --trust-remote-code" in refused.sentence, command
         done = tunefork(*command, "--trust-remote-code")
         assert done.code == 0, (command, done.err)
+    for card in run.glob("export-*/README.md"):
+        assert "rows.csv --trust-remote-code`" in card.read_text() and "`trust_remote_code=True`" in card.read_text()

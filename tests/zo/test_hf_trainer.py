@@ -109,6 +109,10 @@ def test_what_a_lora_file_cannot_hold_is_saved_in_the_model(kind: str, also: lis
     again = trainer(kind, tmp_path / "b", zo={"also": also})
     again.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))
     assert all(torch.equal(v, whole.zo.learned()[k]) for k, v in again.zo.learned().items())  # pyright: ignore
+    changed = trainer(kind, tmp_path / "b", zo={"also": also})
+    changed.model = type(whole.model).from_pretrained(tmp_path / "b" / "checkpoint-3")
+    with pytest.raises(ValueError, match="goes on from the model it was begun on"):
+        changed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))
 
 
 def test_the_best_checkpoint_of_several_kinds_of_direction_is_loaded(tmp_path: Path) -> None:

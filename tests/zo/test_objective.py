@@ -184,6 +184,29 @@ def test_more_batches_bring_the_rates_of_different_seeds_together(name: str) -> 
     assert max(eighth) / min(eighth) < 0.6 * max(first) / min(first)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_mean_is_calibrated_whichever_rows_a_query_sees(order: int) -> None:
+    """Each query's probes are held against its own rows, not against the first one's."""
+    model, batch = tiny_net("bert"), batch_of(rows=24)
+    with torch.no_grad():
+        right = torch.tensor([said == label for said, label in answers(model.eval(), batch)])
+    rows = torch.argsort(order * right.int(), stable=True)
+    sorted_rows = {name: tensor[rows] for name, tensor in batch.items()}
+    opt = ZO(model, queries=4, estimator="two_sided", rows="split")
+    found = opt.calibrate(row_losses, sorted_rows, objective=objective("accuracy"))
+    assert found.epsilon == 0.32 and 0.2 < found.lr < 0.5
+
+
+def test_a_batch_whose_probes_all_tie_says_nothing() -> None:
+    opt = ZO(tiny_net("bert"), queries=4, estimator="two_sided", rows="split")
+    found = opt.calibrate(row_losses, batch_of(rows=24), objective=objective("qwk"))
+    tied = Objective(answers, lambda found: 1.0)
+    again = opt.calibrate(row_losses, batch_of(rows=24), objective=tied, before=found)
+    assert (again.lr, again.curvature, again.share, again.batches) == (found.lr, found.curvature, found.share, 2)
+    with pytest.raises(FloatingPointError, match="must be finite"):
+        opt.calibrate(row_losses, batch_of(rows=24), objective=Objective(answers, lambda f: np.nan), before=found)
+
+
 def test_calibration_says_where_no_probe_changes_an_answer() -> None:
     opt = ZO(tiny_net("bert"), queries=4, estimator="two_sided", rows="split")
     with pytest.raises(ArithmeticError, match="no answer changes"):

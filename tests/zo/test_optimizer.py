@@ -292,9 +292,9 @@ def test_made_inside_of_inference_mode_it_steps_outside(direction: str, batch: B
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
-@pytest.mark.parametrize("name", ["seed", "base", "options", "parameters"])
+@pytest.mark.parametrize("name", ["seed", "base", "options", "parameters", "queries", "start"])
 def test_what_identifies_a_run_is_not_the_callers_to_set(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"must not be named base, options, parameters, seed.* Received {name}\."):
+    with pytest.raises(ValueError, match=rf"must name what else decides a run\. Received {name}\."):
         ZO(tiny_net("llama"), trajectory=tmp_path / "t", run={name: 7})
     assert not (tmp_path / "t").exists()
 
@@ -373,6 +373,11 @@ def test_a_lost_optimizer_can_be_taken_off(batch: Batch) -> None:
     lost()
     with pytest.raises(ValueError, match=r"tunefork\.zo\.release\(model\)"):
         ZO(model)
+    other = ZO(tiny_net("llama", seed=1), lr=1.0)
+    other.step_batch(row_losses, batch)
+    release(other.model)  # and one that is not lost goes on with its next step
+    other.step_batch(row_losses, batch)
+    assert other.last is not None and bool(other.last.gradients.any())
     release(model)
     assert torch.equal(logits(model, batch), logits(tiny_net("llama"), batch))
     ZO(model).step_batch(row_losses, batch)
@@ -391,6 +396,23 @@ def test_a_tied_parameter_has_both_names() -> None:
     with pytest.warns(UserWarning, match=r"because of transformer\.wte\.weight changed in place"):
         opt = ZO(tiny_net("gpt2"), also=["lm_head"])
     assert "transformer.wte.weight" in [site.name for site in opt.sites]
+
+
+class Shares(torch.nn.Module):
+    """As encoder-decoders: the decoder's embedding has the shared one's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.decoder = torch.nn.Embedding(9, 6), torch.nn.Module()
+        self.decoder.embed_tokens, self.decoder.out = torch.nn.Embedding(9, 6), torch.nn.Linear(6, 6)
+        self.decoder.embed_tokens.weight = self.shared.weight
+
+
+def test_names_of_a_module_do_not_reach_what_it_shares() -> None:
+    opt = ZO(Shares(), train=["decoder"])
+    assert [site.name for site in opt.sites] == ["decoder.out.weight", "decoder.out.bias"]
+    with pytest.warns(UserWarning, match="because of shared.weight"):
+        assert len(ZO(Shares(), train=["decoder"], also=["decoder.embed_tokens"]).sites) == 3
 
 
 def test_schedules_see_the_steps_of_a_batch(batch: Batch) -> None:

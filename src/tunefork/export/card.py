@@ -16,6 +16,7 @@ from tunefork.evaluate.summary import caution
 from tunefork.evaluate.trained import Trained
 from tunefork.export.proof import Proof
 from tunefork.export.snippet import Artefact, model_class, snippet
+from tunefork.models import ModelFacts
 from tunefork.models.artefact import ArtefactInfo, base_facts
 from tunefork.models.source import EMBEDDED
 
@@ -43,7 +44,7 @@ def render_card(
         _summary(base, info, trained, words.system_name(result["recipe"]), to, dtype),
         _licence(base, licence),
         "## How to use it\n",
-        _usage(to, info["adapter"], code, EMBEDDED if info["base"]["name"] == EMBEDDED else where),
+        _usage(to, info["adapter"], code, EMBEDDED if info["base"]["name"] == EMBEDDED else where, facts),
         "## How good it is\n",
         _metrics(result),
         *(["## Proof of the merge\n", _proof(proof)] if proof is not None else []),
@@ -114,19 +115,23 @@ def _licence_of(folder: Path) -> str | None:
     return ", ".join(map(str, named if isinstance(named, list) else [named])) if named else None
 
 
-def _usage(to: str, adapter: str, code: str, base: str) -> str:
+def _usage(to: str, adapter: str, code: str, base: str, facts: ModelFacts) -> str:
     needs = "`transformers`" if to == "merged" or adapter in ("none", "head") else "`transformers` and `peft`"
     needs += ", and `bitsandbytes`" if to != "merged" and adapter == "qlora" else ""
+    trust, own = "", ""
+    if facts.trust_remote_code:
+        trust = " --trust-remote-code"
+        own = "The model brings Python code of its own, which `from_pretrained` runs with `trust_remote_code=True`.\n\n"
     if to == "trajectory":
         return (
             "The model it was trained on and this folder give the trained one, without training:\n\n"
-            f"```sh\ntunefork replay {shlex.quote(base)} . -o model\n```\n\n"
-            f"The folder `model` is then read by {needs} alone:\n\n```python\n{code}```\n\n"
-            "With Tunefork, which asks it exactly as in training: `tunefork predict model rows.csv`.\n"
+            f"```sh\ntunefork replay {shlex.quote(base)} . -o model{trust}\n```\n\n"
+            f"The folder `model` is then read by {needs} alone:\n\n```python\n{code}```\n\n{own}"
+            f"With Tunefork, which asks it exactly as in training: `tunefork predict model rows.csv{trust}`.\n"
         )
     return (
-        f"With {needs} alone, in this folder:\n\n```python\n{code}```\n\n"
-        "With Tunefork, which asks it exactly as in training: `tunefork predict FOLDER rows.csv`.\n"
+        f"With {needs} alone, in this folder:\n\n```python\n{code}```\n\n{own}"
+        f"With Tunefork, which asks it exactly as in training: `tunefork predict FOLDER rows.csv{trust}`.\n"
     )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def calibrate_metric(
         spent += sum(m.forwards for m in found)
         return found
 
-    here = float(probes(range(1), (0, 0), ladder[0])[0].first[0])
+    here = probes(range(1), (0, 0), ladder[0])[0].first  # of each query's rows
     few, many = (-(-n // queries) for n in (_TRIED, _PROBES))
     epsilon, differ, seen = 0.0, 0.0, list[Measured]()
     for tried in ladder:
@@ -63,7 +64,7 @@ def calibrate_metric(
             break
     if not epsilon:
         raise ArithmeticError(
-            f"A probe must change an answer for a metric to have a slope. Received {-here:g} on both sides of all "
+            f"A probe must change an answer for a metric to have a slope. Received {-here[0]:g} on both sides of all "
             f"probes: no answer changes up to epsilon {ladder[-1]:g}. Try more rows a step, or the loss as objective."
         )
     seen += probes(range(few, many), (1, -1), epsilon)
@@ -89,10 +90,14 @@ def refined_metric(found: Calibration, engine: Engine, make_probe: Callable[[], 
     first = _PROBES + found.batches * few  # directions that no batch has seen
     middle = _probes(engine, make_probe, range(first, first + 1), (0, 0), epsilon)
     seen = _probes(engine, make_probe, range(first, first + few), (1, -1), epsilon)
-    differences, falls = _sides(seen, float(middle[0].first[0]))
-    squares, share = _agreement(seen, differences, engine.queries, epsilon)
+    differences, falls = _sides(seen, middle[0].first)
     spent = sum(m.forwards for m in (*middle, *seen))
-    return averaged(found, rule, _curvature(differences, falls, epsilon) or found.curvature, squares, share, spent)
+    if not np.isfinite(falls).all():
+        raise FloatingPointError("The metric must be finite near the weights. Received one that is not.")
+    if not differences.any():  # all tie: nothing is known
+        return replace(found, batches=found.batches + 1, forwards=spent)
+    squares, share = _agreement(seen, differences, engine.queries, epsilon)
+    return averaged(found, rule, _curvature(differences, falls, epsilon), squares, share, spent)
 
 
 def _probes(
@@ -118,10 +123,10 @@ def _agreement(
     return square, float(np.clip(np.mean(pairs) / square, *_SHARE)) if pairs and square else _SHARE[0]
 
 
-def _sides(measured: Sequence[Measured], here: float) -> tuple[np.ndarray, np.ndarray]:
+def _sides(measured: Sequence[Measured], here: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """[probes that saw rows]: how far the two sides differ, and how much worse their mean is than the middle."""
-    first, second = (np.concatenate([getattr(m, side)[m.shares > 0] for m in measured]) for side in ("first", "second"))
-    return first - second, (first + second) / 2 - here
+    differ = np.concatenate([(m.first - m.second)[m.shares > 0] for m in measured])
+    return differ, np.concatenate([((m.first + m.second) / 2 - here)[m.shares > 0] for m in measured])
 
 
 def _agreed(differences: np.ndarray, epsilon: float) -> float | None:

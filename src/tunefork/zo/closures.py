@@ -6,6 +6,7 @@ at a time; what it refuses, and a closure that returns a number, runs side after
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -79,7 +80,8 @@ class ClosureProbe:
 def _nothing_kept(model: torch.nn.Module) -> Iterator[None]:
     """Raises RuntimeError where a module has kept what it computed under vmap, which is of no use after it: a running
     mean, an auxiliary loss. What was there before is put back."""
-    before = [(held, dict(held)) for m in model.modules() for held in (m.__dict__, m.__dict__["_buffers"])]
+    held_by = [held for m in model.modules() for held in (m.__dict__, m.__dict__["_buffers"])]
+    before = [(held, {k: copy.copy(v) if type(v) in (list, dict) else v for k, v in held.items()}) for held in held_by]
     try:
         yield
     finally:
@@ -87,7 +89,7 @@ def _nothing_kept(model: torch.nn.Module) -> Iterator[None]:
             (held, old, name)
             for held, old in before
             for name, value in held.items()
-            if isinstance(value, torch.Tensor) and is_batchedtensor(value)
+            if not name.startswith("_") and _batched(value)
         ]
         for held, old, name in kept:
             if name in old:
@@ -96,6 +98,13 @@ def _nothing_kept(model: torch.nn.Module) -> Iterator[None]:
                 del held[name]
     if kept:
         raise RuntimeError(f"a module keeps what it computes, as `{kept[0][2]}`")
+
+
+def _batched(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return is_batchedtensor(value)
+    items = value.values() if type(value) is dict else value if type(value) in (list, tuple) else ()
+    return any(_batched(item) for item in items)
 
 
 def _number(value: Any) -> float:

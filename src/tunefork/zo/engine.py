@@ -54,7 +54,7 @@ class Engine:
     ) -> None:
         self.model, self.parts, self.estimator, self.updates = model, list(parts), estimator, updates
         self.queries, self.split, self.log = queries, split, log
-        self.steps, self.attached, self.bound = 0, False, False
+        self.steps, self.bound = 0, False
         self.in_training: list[torch.nn.Module] = []
         self.modules = tuple(model.modules())
         self.attach()
@@ -119,15 +119,13 @@ class Engine:
             self.updates, self.steps = updates, self.steps + len(records)
 
     def attach(self) -> None:
-        if not self.attached:
-            self.attached = True
-            for part in self.parts:
-                part.attach()
+        for part in self.parts:
+            part.attach()
 
     def detach(self) -> None:
         for part in self.parts:
             part.detach()
-        self.attached = self.bound = False
+        self.bound = False
 
     def _rest_dropout(self) -> None:
         for module in self.modules:

@@ -147,11 +147,8 @@ class ZO(torch.optim.Optimizer):
         about: Mapping[str, Any],
     ) -> Trajectory:
         o, own = self.options, self._identity()
-        if own.keys() & run.keys():
-            raise ValueError(
-                f"A run's own entries must not be named {', '.join(own)}, which say what it is. Received "
-                f"{', '.join(sorted(own.keys() & run.keys()))}. Try another name."
-            )
+        if taken := sorted({*own, "noise", "queries", "start", "window"} & run.keys()):
+            raise ValueError(f"`run` must name what else decides a run. Received {', '.join(taken)}. Try another name.")
         here = environment(self.stacking.device.type, o.stack or f"{self.stacking.places} places")
         found = Trajectory(path, Header(o.queries, o.rule.window, {**own, **run}, here, about=about), start)
         for name, then, now in found.changes:

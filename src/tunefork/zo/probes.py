@@ -33,7 +33,8 @@ _PROOF_SCALES = (10.0, 100.0, 1000.0)  # stacking is proven with larger steps: i
 _PROOF_ROUNDING = 1e-5
 _PROOF_CLEAR = 4.0  # how far the sides must stand apart, in what the rows of one pass are off where nothing is probed
 _PROOF_SHARE = 0.2  # a side taken for the other is off by 1, one not perturbed by a half
-_PROOF_ROUGH = 0.02  # of a loss, or of one nat: off by more where nothing is probed, rows see each other
+_PROOF_EXACT, _PROOF_MOST = 1e-4, 0.05
+"""Of a loss, by which a row may be off where nothing is probed: beside others, and in a pass of another size."""
 
 
 class Lane(NamedTuple):
@@ -225,10 +226,14 @@ class BatchProbe:
         floor, _, size = self._apart(batch, count, lanes, show, capacity, 0.0)
         if not bool(torch.isfinite(size)):
             return False
-        if bool(floor > _PROOF_ROUGH * size.clamp(min=1.0)):
-            raise UnstackableError(
-                f"a row's loss depends on others: it is off by {floor.item():.2g} of {size.item():.2g}"
-            )
+        half = (count + 1) // 2  # in place of the others once more: the same pass, but for what rows see of each other
+        twice = self.reader.select(batch, torch.tensor([*range(half), *range(count - half)]))
+        show.lane(0, 0, 0.0)
+        seen = (self._losses(twice, count) - self._losses(batch, count))[:half].abs().max()
+        scale = size.clamp(min=0.1)
+        if bool(seen > _PROOF_EXACT * scale) or bool(floor > _PROOF_MOST * scale):
+            off = torch.maximum(floor, seen)
+            raise UnstackableError(f"a row's loss depends on others: off by {off.item():.2g} of {size.item():.2g}")
         said = ""
         for scale in _PROOF_SCALES:
             off, spread, size = self._apart(batch, count, lanes, show, capacity, scale * show.epsilon)
@@ -319,11 +324,22 @@ class BatchProbe:
         return answers
 
 
-def _kind_of(loss_fn: Any) -> Any:
-    """What stays the same where a function is made anew for each step: its code."""
-    while isinstance(loss_fn, partial):
-        loss_fn = loss_fn.func
-    return getattr(loss_fn, "__code__", type(loss_fn))
+def _kind_of(value: Any, depth: int = 4) -> Any:
+    """What stays the same where a function is made anew for each step: its code, and what that holds on to."""
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    if not callable(value) or not depth:
+        return type(value)
+    if isinstance(value, partial):
+        held = (value.func, *value.args, *value.keywords.values())
+    elif (code := getattr(value, "__code__", None)) is None:
+        return type(value), id(value)
+    else:
+        function = getattr(value, "__func__", value)
+        held = [cell.cell_contents for cell in function.__closure__ or ()]
+        held = (*held, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+        return code, *(_kind_of(each, depth - 1) for each in held)
+    return tuple(_kind_of(each, depth - 1) for each in held)
 
 
 def _plan(lanes: list[Lane], capacity: int) -> list[list[Lane]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections import UserDict
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Protocol
 
@@ -67,10 +68,10 @@ def _selected(value: Any, rows: torch.Tensor, count: int) -> Any:
         return value.index_select(0, rows.to(value.device)) if value.ndim and len(value) == count else value
     if isinstance(value, Mapping):
         items = {key: _selected(item, rows, count) for key, item in value.items()}
-        if not isinstance(value, MutableMapping):
+        if not isinstance(value, UserDict):
             return items
-        same = copy.copy(value)  # of its own kind: a tokenizer's has attributes, too
-        same.update(items)
+        same = copy.copy(value)  # a tokenizer's, which is asked by attributes too
+        same.data = items
         return same
     if isinstance(value, (list, tuple)):
         items = [_selected(item, rows, count) for item in value]

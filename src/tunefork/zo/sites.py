@@ -122,7 +122,8 @@ def choose(model: torch.nn.Module, train: Train, also: Sequence[str], *, matrice
 def _named(sites: dict[str, Site], patterns: Sequence[str], option: str) -> set[str]:
     chosen: set[str] = set()
     for pattern in patterns:
-        found = {n for n, site in sites.items() if any(_means(pattern, name) for name in site.names)}
+        found = {n for n in sites if _means(pattern, n)}
+        found = found or {n for n, site in sites.items() if any(_means(pattern, alias) for alias in site.names)}
         if not found:
             near = get_close_matches(pattern, [*sites, *{n.rpartition(".")[0] for n in sites}], 1, 0.5)
             raise ValueError(

@@ -10,14 +10,17 @@ trainer.save_model("adapter")
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tunefork.zo.directions import LowRank
 from tunefork.zo.optimizer import ZO
+from tunefork.zo.sites import fingerprint
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -40,6 +43,7 @@ class ZOTrainerMixin(_Base):
     def __init__(self, *args: Any, zo: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         self.zo_options = dict(zo or {})
         self.zo: ZO | None = None
+        self._base = ""
         self._micro_batches: list[dict[str, Any]] = []
         super().__init__(*args, **kwargs)
         if self.args.world_size > 1 or self.args.n_gpu > 1:
@@ -53,8 +57,17 @@ class ZOTrainerMixin(_Base):
             given = {"lr": self.args.learning_rate, "weight_decay": self.args.weight_decay}
             chosen: Any = model or self.model
             self.zo = _Stepped(chosen, **{**given, **self.zo_options})
+            if self._in_its_weights:
+                self._base = fingerprint(chosen)
             self.optimizer = self.zo
         return self.optimizer
+
+    @property
+    def _in_its_weights(self) -> bool:
+        """Whether a checkpoint is the model with what was learned in its weights."""
+        assert self.zo is not None
+        low_rank = any(isinstance(part, LowRank) for part in self.zo.parts)
+        return low_rank and not (self.zo.beside and not self.zo.no_lora_file)
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -86,14 +99,15 @@ class ZOTrainerMixin(_Base):
             super().save_model(output_dir, _internal_call)
             return
         folder = Path(output_dir or self.args.output_dir or ".")
-        if self.zo.beside and not self.zo.no_lora_file:
+        if not self._in_its_weights:
             self.zo.write_adapter(folder)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
         else:
-            self._save(str(folder), state_dict=self._merged(self.zo))
+            with suppress(ValueError):  # of weights in 4 bits, which no change can be written into
+                self._save(str(folder), state_dict=self._merged(self.zo))
         learned = {k: v.detach().cpu().contiguous() for k, v in self.zo.learned().items()}
-        save_file(learned, folder / _LEARNED)
+        save_file(learned, folder / _LEARNED, metadata={"base": self._base})
 
     def _merged(self, zo: ZO) -> dict[str, torch.Tensor]:
         """The model's state with what was learned, in its own dtypes; a tied weight is one tensor under all names."""
@@ -110,8 +124,16 @@ class ZOTrainerMixin(_Base):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         learned = Path(checkpoint or ".") / _LEARNED
-        if checkpoint is not None and self.zo is not None and learned.exists():
-            self.zo.load_learned(load_file(learned))
+        if checkpoint is None or self.zo is None or not learned.exists():
+            return
+        with safe_open(learned, "pt") as file:
+            base = (file.metadata() or {}).get("base", "")
+        if base != self._base:
+            raise ValueError(
+                f"A run goes on from the model it was begun on. {checkpoint} is of another: the model there has in its "
+                "weights what was learned. Try the model that was trained."
+            )
+        self.zo.load_learned(load_file(learned))
 
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint or ".") / _LEARNED

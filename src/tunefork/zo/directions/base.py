@@ -113,7 +113,7 @@ class Directions(Protocol):
         ...
 
     def attach(self) -> None:
-        """Shows what is learned in the model's outputs, where that is not in its weights."""
+        """Shows what is learned in the model's outputs, where that is not in its weights and not shown yet."""
         ...
 
     def bind(self, uses: Uses) -> None:
@@ -145,5 +145,5 @@ class Directions(Protocol):
         ...
 
     def values(self) -> Iterator[tuple[Site, torch.Tensor]]:
-        """Each parameter with its learned value in fp32. Raises ValueError by name where it has none."""
+        """Each parameter with its learned value, in fp32 or fp64. Raises ValueError by name where it has none."""
         ...

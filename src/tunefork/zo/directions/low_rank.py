@@ -122,6 +122,8 @@ class LowRank:
         return self.wide + self.small
 
     def attach(self) -> None:
+        if self.handles:
+            return
         for matrix in self.matrices:
             for module in dict.fromkeys(place.module for place in matrix.site.places):
                 holder = _HOLDERS.get(module, lambda: None)()
@@ -270,8 +272,8 @@ class LowRank:
                 )
             conv = is_conv1d(site.places[0].module)
             value = site.parameter.detach()
-            wide = torch.promote_types(value.dtype, torch.float32)
-            yield site, value.to(wide) + (matrix.change.T if conv else matrix.change)
+            wide = value if value.dtype == torch.float64 else value.float()
+            yield site, wide + (matrix.change.T if conv else matrix.change)
 
 
 def release(model: torch.nn.Module) -> None:

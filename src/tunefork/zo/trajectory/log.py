@@ -179,13 +179,13 @@ class Trajectory(Reader):
         """Keeps other processes from writing. Within this one, where an exception may hold on to an optimizer that is
         given up, `append` sees a second writer by itself."""
         about = os.fstat(self._file.fileno())
-        self.key = (about.st_dev, about.st_ino)
+        self.key, self.process = (about.st_dev, about.st_ino), os.getpid()
         if fcntl is None:
             return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if not any(log.key == self.key for log in _OPEN):
+            if not any(log.key == self.key and log.process == os.getpid() for log in _OPEN):
                 raise TrajectoryError(
                     f"A trajectory must have one writer. {path} is another process's. Try once that has ended, or "
                     "another path."
@@ -223,7 +223,7 @@ class Trajectory(Reader):
     def close(self) -> None:
         if not self._file.closed:
             self.sync()
-            if fcntl is not None:
+            if fcntl is not None and self.process == os.getpid():
                 with suppress(OSError):
                     fcntl.flock(self._file, fcntl.LOCK_UN)  # closing alone leaves it with processes that were forked
             self._file.close()
