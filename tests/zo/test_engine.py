@@ -333,7 +333,7 @@ def test_each_loss_must_prove_that_it_can_be_stacked(batch: Batch) -> None:
 
     opt, alone = ZO(tiny_net("llama"), lr=0.0), ZO(tiny_net("llama"), lr=0.0, stack=1)
     for made_anew in range(3):
-        opt.step_batch(partial(lambda scale, m, b: scale * row_losses(m, b), 1 + 0 * made_anew), batch)
+        opt.step_batch(partial(lambda scale, m, b: row_losses(m, b) + 0 * scale, float(made_anew)), batch)
         assert opt.mode == "both sides in one pass" and opt.last is not None
         assert (opt.last.forwards == 16 * len(batch["input_ids"])) == (made_anew > 0)  # proven once
         alone.step_batch(row_losses, batch)
@@ -341,6 +341,16 @@ def test_each_loss_must_prove_that_it_can_be_stacked(batch: Batch) -> None:
         one.step_batch(of_a_batch, batch)
     assert opt.last is not None and alone.last is not None
     assert opt.mode.startswith("side after side") and np.array_equal(opt.last.gradients, alone.last.gradients)
+
+
+def test_a_loss_that_closes_over_what_is_not_there_yet_is_stacked(batch: Batch) -> None:
+    def losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        return row_losses(model, batch) if len(batch) else later
+
+    opt = ZO(tiny_net("llama"), lr=0.0)
+    opt.step_batch(losses, batch)
+    assert opt.mode == "both sides in one pass"
+    later = torch.zeros(1)
 
 
 def test_a_loss_that_is_not_finite_proves_nothing(batch: Batch) -> None:

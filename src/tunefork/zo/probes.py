@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import CellType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -326,7 +327,7 @@ class BatchProbe:
 
 def _kind_of(value: Any, depth: int = 4) -> Any:
     """What stays the same where a function is made anew for each step: its code, and what that holds on to."""
-    if isinstance(value, (bool, int, float, str, type(None))):
+    if isinstance(value, (bool, str, type(None))):  # no number, which may be another in each step
         return value
     if not callable(value) or not depth:
         return type(value)
@@ -336,7 +337,7 @@ def _kind_of(value: Any, depth: int = 4) -> Any:
         return type(value), id(value)
     else:
         function = getattr(value, "__func__", value)
-        held = [cell.cell_contents for cell in function.__closure__ or ()]
+        held = [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]  # an empty one raises
         held = (*held, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
         return code, *(_kind_of(each, depth - 1) for each in held)
     return tuple(_kind_of(each, depth - 1) for each in held)
